@@ -20,16 +20,15 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let broken = format!("distill golden/models/moe -o broken {LITTLE}");
     sandbox.killed_at(&broken, "broken.training/trained-on-own-states.0");
     assert!(!sandbox.path("broken").exists());
-    let saved = |name: &str| sandbox.path(&format!("broken.training/{name}"));
-    let intact = sandbox.read("broken.training/trained.1");
-    let other = format!("distill golden/models/moe -o broken --resume {LITTLE}")
-        .replace("--steps 6 ", "--steps 7 ");
+    let resume = format!("{broken} --resume");
+    let other = resume.replace("--steps 6 ", "--steps 7 ");
     sandbox.run(&other).exits(1).says(&["other options"]);
-    let resume = format!("distill golden/models/moe -o broken --resume {LITTLE}");
     // Saved files are checked.
-    std::fs::write(saved("trained.1"), &intact[..intact.len() - 1]).unwrap();
+    let saved = "broken.training/trained.1";
+    let intact = sandbox.read(saved);
+    sandbox.write(saved, &intact[..intact.len() - 1]);
     sandbox.run(&resume).exits(1).says(&["not what was saved", "trained.1"]);
-    std::fs::write(saved("trained.1"), &intact).unwrap();
+    sandbox.write(saved, &intact);
     sandbox.run(&resume).succeeds().says(&["taken from what was saved"]);
     assert!(sandbox.read("whole/model.safetensors") == sandbox.read("broken/model.safetensors"));
     let receipts = ["whole", "broken"].map(|dir| sandbox.json(&format!("{dir}/moe-convert.json")));

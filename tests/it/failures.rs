@@ -2,62 +2,58 @@
 
 use serde_json::{Deserializer, Value};
 
-use crate::common::Sandbox;
+use crate::common::{Sandbox, step};
 
 /// The JSON documents in `stdout`, one after the other.
 fn documents(stdout: &str) -> Vec<Value> {
     Deserializer::from_str(stdout).into_iter().collect::<Result<_, _>>().unwrap()
 }
 
+/// Commands that fail, their exit codes, and the kinds of their errors.
+const FAILURES: [(&str, i32, &str); 8] = [
+    ("inspect nowhere", 1, "missing"),
+    ("verify model", 1, "malformed"),
+    ("upcycle model -o out", 2, "usage"),
+    ("verify model --no-such-option", 2, "usage"),
+    ("verify model --threads 5000", 2, "usage"),
+    ("prune golden/models/moe -o out --keep 2 --data golden/text/code.calibration.txt", 2, "usage"),
+    ("run recipe.toml", 1, "malformed"),
+    ("run nowhere.toml", 1, "io"),
+];
+
 #[test]
 fn failures_are_objects_where_results_are() {
     let sandbox = Sandbox::new();
     sandbox.copy("models/moe", "model");
-    let gate = "--data golden/text/english.heldout.txt --data-tokens 128 --max-loss-increase -100 --original golden/models/dense";
-    sandbox.write(
-        "recipe.toml",
-        "[[step]]\nrun = \"inspect\"\nmodel = \"model\"\n[[step]]\nrun = \"verify\"\nmodel = \"model\"\n",
-    );
+    let steps = ["inspect", "verify"].map(|command| step(command, "model", "")).concat();
+    sandbox.write("recipe.toml", steps);
     sandbox.write("model/model.safetensors", "");
-    for (line, code, kind, documents_before) in [
-        ("inspect nowhere", 1, "missing", 0),
-        ("verify model", 1, "malformed", 0),
-        ("upcycle model -o out", 2, "usage", 0),
-        ("verify model --no-such-option", 2, "usage", 0),
-        ("verify model --threads 5000", 2, "usage", 0),
-        (
-            "prune golden/models/moe -o out --keep 2 --data golden/text/code.calibration.txt",
-            2,
-            "usage",
-            0,
-        ),
-        ("run recipe.toml", 1, "malformed", 0),
-        ("run nowhere.toml", 1, "io", 0),
-    ] {
+    for (line, code, kind) in FAILURES {
         let failed = sandbox.run(&format!("{line} --json")).exits(code);
         let printed = documents(&failed.stdout);
-        assert_eq!(printed.len(), documents_before + 1, "{line}: {}", failed.stdout);
-        let error = &printed[documents_before]["error"];
+        assert_eq!(printed.len(), 1, "{line}: {}", failed.stdout);
+        let error = &printed[0]["error"];
         assert_eq!(error["kind"], kind, "{line}: {error}");
         for part in ["what", "remedy"] {
             let said = error[part].as_str().unwrap_or_default();
             let first = said.lines().next().unwrap_or_default();
             assert!(
                 !first.is_empty() && failed.stderr.contains(first),
-                "{line}: {part} {said:?}\n{}",
-                failed.stderr
+                "{line}: {part} {said:?}\n{failed}"
             );
         }
         assert!(sandbox.run(line).exits(code).stdout.is_empty(), "{line}");
     }
-    // The measurement itself says which gates weren't met, too.
-    let failed = sandbox.run(&format!("eval golden/models/moe {gate} --json")).exits(3);
+}
+
+#[test]
+fn a_measurement_that_misses_a_gate_comes_before_the_failure() {
+    let line = "eval golden/models/moe --data golden/text/english.heldout.txt --data-tokens 128 \
+                --max-loss-increase -100 --original golden/models/dense --json";
+    let failed = Sandbox::new().run(line).exits(3);
     let printed = documents(&failed.stdout);
-    assert!(
-        printed.len() == 2 && printed[0]["gates_failed"].as_array().unwrap().len() == 1,
-        "{}",
-        failed.stdout
-    );
+    assert_eq!(printed.len(), 2, "{}", failed.stdout);
+    assert_eq!(printed[0]["gates_failed"].as_array().unwrap().len(), 1, "{}", failed.stdout);
     assert_eq!(printed[1]["error"]["kind"], "gate", "{}", failed.stdout);
 }
 

@@ -1,43 +1,43 @@
 //! Tests difficult names: paths that aren't UTF-8, and folders named like the files of a result.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::Command;
 
 use crate::common::{BINARY, Sandbox, assert_none};
+
+/// Runs the words of `line`, in which `?` stands for a byte that isn't UTF-8, and reads the JSON
+/// that it prints.
+fn json_of(sandbox: &Sandbox, line: &str) -> serde_json::Value {
+    let not_utf_8 = |byte: u8| if byte == b'?' { 0xff } else { byte };
+    let words = line.split(' ').map(|word| word.bytes().map(not_utf_8).collect());
+    let words = words.map(OsString::from_vec);
+    let output = Command::new(BINARY).args(words).current_dir(sandbox.path(".")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {said}");
+    let text = String::from_utf8(output.stdout).unwrap_or_else(|e| panic!("{line}: {e}"));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{line}: {e}\n{text}"))
+}
 
 /// JSON is UTF-8: other bytes are replaced in it, while the result has the requested name.
 #[test]
 fn json_is_text_whatever_a_path_is_called() {
     let sandbox = Sandbox::new();
+    let upcycle = "upcycle golden/models/dense -o out? --experts 4 --top-k 2 --json";
+    json_of(&sandbox, upcycle);
     let output = OsStr::from_bytes(b"out\xff");
-    let run = |args: &[&OsStr]| {
-        let output =
-            Command::new(BINARY).args(args).current_dir(sandbox.path(".")).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{args:?}: {said}");
-        let text = String::from_utf8(output.stdout)
-            .unwrap_or_else(|e| panic!("{args:?} isn't UTF-8: {e}"));
-        serde_json::from_str::<serde_json::Value>(&text)
-            .unwrap_or_else(|e| panic!("{args:?}: {e}\n{text}"))
-    };
-    let [model, json] = ["golden/models/dense", "--json"].map(OsStr::new);
-    let [upcycle, o, experts, four, k, two] =
-        ["upcycle", "-o", "--experts", "4", "--top-k", "2"].map(OsStr::new);
-    run(&[upcycle, model, o, output, experts, four, k, two, json]);
     assert!(sandbox.path(".").join(output).join("moe-convert.json").exists());
-    for command in ["inspect", "verify"] {
-        run(&[OsStr::new(command), output, json]);
+    for line in [
+        "inspect out? --json",
+        "verify out? --json",
+        "eval out? --data golden/text/english.heldout.txt --data-tokens 64 --json",
+        &format!("{upcycle} --resume"),
+        "man pages? --json",
+        &format!("{upcycle} --overwrite --dry-run"),
+    ] {
+        json_of(&sandbox, line);
     }
-    let text = ["--data", "golden/text/english.heldout.txt", "--data-tokens", "64"].map(OsStr::new);
-    run(&[OsStr::new("eval"), output, text[0], text[1], text[2], text[3], json]);
-    let resume = OsStr::new("--resume");
-    run(&[upcycle, model, o, output, experts, four, k, two, json, resume]);
-    let pages = OsStr::from_bytes(b"pages\xff");
-    run(&[OsStr::new("man"), pages, json]);
-    let again = ["--overwrite", "--dry-run"].map(OsStr::new);
-    run(&[upcycle, model, o, output, experts, four, k, two, json, again[0], again[1]]);
 }
 
 /// A receipt has all options, even where they name a path that isn't UTF-8. A result of other
@@ -46,14 +46,10 @@ fn json_is_text_whatever_a_path_is_called() {
 fn options_are_kept_beside_a_path_that_is_not_utf_8() {
     let sandbox = Sandbox::new();
     let data = "--data golden/text/english.calibration.txt --data-tokens 256";
-    sandbox
-        .shell(&format!(
-            "moe-convert observe golden/models/moe -o $'s\\xff' {data} --json | grep -q tokens"
-        ))
-        .succeeds();
-    sandbox
-        .shell("moe-convert observe golden/models/moe -o two --add $'s\\xff' --json | grep -q two")
-        .succeeds();
+    let observed = json_of(&sandbox, &format!("observe golden/models/moe -o s? {data} --json"));
+    assert!(observed.to_string().contains("tokens"), "{observed}");
+    let added = json_of(&sandbox, "observe golden/models/moe -o two --add s? --json");
+    assert!(added.to_string().contains("two"), "{added}");
     let prune = |keep: &str| {
         sandbox.shell(&format!(
             "moe-convert prune golden/models/moe -o out --keep {keep} --stats $'s\\xff' --resume"
@@ -61,11 +57,8 @@ fn options_are_kept_beside_a_path_that_is_not_utf_8() {
     };
     prune("0.5").succeeds();
     let options = sandbox.json("out/moe-convert.json")["options"].clone();
-    assert_eq!(
-        (&options["keep"], &options["stats"]),
-        (&0.5.into(), &"s\u{fffd}".into()),
-        "{options}"
-    );
+    assert_eq!(options["keep"], 0.5, "{options}");
+    assert_eq!(options["stats"], "s\u{fffd}", "{options}");
     assert!(prune("0.5").succeeds().stdout.contains("finished already"));
     prune("0.75").exits(2).says(&["out", "other options"]);
 }
@@ -76,14 +69,8 @@ fn options_are_kept_beside_a_path_that_is_not_utf_8() {
 fn folders_named_like_files_of_a_result_stay() {
     const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 4 --top-k 2 --overwrite";
     let mut problems = Vec::new();
-    for name in [
-        "run.json",
-        "README.md",
-        "SHA256SUMS",
-        "moe-convert.json",
-        "model.safetensors",
-        "config.json",
-    ] {
+    let names = ["run.json", "README.md", "SHA256SUMS", "moe-convert.json"];
+    for name in names.into_iter().chain(["model.safetensors", "config.json"]) {
         let sandbox = Sandbox::new();
         sandbox.run(UPCYCLE).succeeds();
         fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();

@@ -1,5 +1,7 @@
 //! Tests `prune` under each criterion.
 
+use serde_json::Value;
+
 use crate::common::Sandbox;
 
 #[test]
@@ -18,15 +20,18 @@ fn an_expert_that_no_token_reaches_goes_first_under_each_criterion() {
         );
         let value = sandbox.run(&line).succeeds().json();
         for layer in value["receipt"]["layers"].as_array().unwrap() {
-            let trust = &layer["details"];
-            let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();
-            let clusters: Vec<Vec<usize>> =
-                serde_json::from_value(trust["clusters"].clone()).unwrap();
-            let reached = counts.iter().filter(|n| **n > 0).count();
-            let kept = clusters.iter().filter(|cluster| counts[cluster[0]] > 0).count();
-            assert_eq!(kept, reached.min(12), "{method}: {layer}");
-            assert_eq!(trust["lost_choices"], 0.0, "{method}: {layer}");
+            assert_reached_experts_are_kept(method, layer);
         }
         sandbox.run(&format!("verify {method}")).succeeds();
     }
+}
+
+fn assert_reached_experts_are_kept(method: &str, layer: &Value) {
+    let trust = &layer["details"];
+    let counts: Vec<u64> = serde_json::from_value(trust["load"]["counts"].clone()).unwrap();
+    let clusters: Vec<Vec<usize>> = serde_json::from_value(trust["clusters"].clone()).unwrap();
+    let reached = counts.iter().filter(|n| **n > 0).count();
+    let kept = clusters.iter().filter(|cluster| counts[cluster[0]] > 0).count();
+    assert_eq!(kept, reached.min(12), "{method}: {layer}");
+    assert_eq!(trust["lost_choices"], 0.0, "{method}: {layer}");
 }

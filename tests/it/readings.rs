@@ -7,6 +7,7 @@ use crate::common::{Sandbox, assert_none};
 
 const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
+const SHARDED: &str = "families/mixtral/sharded/model";
 
 /// The logits of the model `name` on a few tokens.
 fn logits(sandbox: &Sandbox, name: &str) -> Result<Vec<u8>, String> {
@@ -30,50 +31,50 @@ fn renamed(weights: &[u8], whole: &str, name: &str) -> Vec<u8> {
     weights
 }
 
+/// The file that each tensor of a golden is in, after `lead`.
+fn moved(index: &Value, lead: &str) -> Value {
+    let files = index["weight_map"].as_object().unwrap().iter();
+    files.map(|(name, file)| (name, format!("{lead}{}", file.as_str().unwrap()))).collect()
+}
+
 #[test]
 fn indexes_are_read_as_python_reads_them() {
     let sandbox = Sandbox::new();
     sandbox.write("tokens.json", "[[1, 2, 3, 4, 5, 6]]");
-    sandbox.copy("families/mixtral/sharded/model", "whole");
+    sandbox.copy(SHARDED, "whole");
     let expected = logits(&sandbox, "whole").unwrap();
     let index: Value = sandbox.json(&format!("whole/{INDEX}"));
     let map = &index["weight_map"];
-    let moved = |lead: &str| {
-        let names = map.as_object().unwrap().iter();
-        names
-            .map(|(name, file)| {
-                (name.clone(), Value::from(format!("{lead}{}", file.as_str().unwrap())))
-            })
-            .collect::<Value>()
-    };
     let mut problems = Vec::new();
+    let twice =
+        format!(r#""metadata": 1, "weight_map": {{}}, "metadata": {{}}, "weight_map": {map}"#);
     for (case, text) in [
         ("NaN", format!(r#"{{"metadata": {{"total_size": NaN}}, "weight_map": {map}}}"#)),
-        (
-            "twice",
-            format!(
-                r#"{{"metadata": 1, "weight_map": {{}}, "metadata": {{}}, "weight_map": {map}}}"#
-            ),
-        ),
-        ("dot", json!({"metadata": {}, "weight_map": moved("./")}).to_string()),
-        ("detour", json!({"metadata": {}, "weight_map": moved("sub/.././")}).to_string()),
+        ("twice", format!("{{{twice}}}")),
+        ("dot", json!({"metadata": {}, "weight_map": moved(&index, "./")}).to_string()),
+        ("detour", json!({"metadata": {}, "weight_map": moved(&index, "sub/.././")}).to_string()),
     ] {
-        let model = sandbox.copy("families/mixtral/sharded/model", case);
-        model.write(INDEX, text);
+        sandbox.copy(SHARDED, case).write(INDEX, text);
         match logits(&sandbox, case) {
             Ok(found) if found == expected => {}
             Ok(_) => problems.push(format!("{case}: other logits")),
             Err(outcome) => problems.push(format!("{case}: {outcome}")),
         }
     }
-    let out = sandbox.copy("families/mixtral/sharded/model", "out");
-    out.write(INDEX, json!({"metadata": {}, "weight_map": moved("sub/../../whole/")}).to_string());
-    problems.extend(sandbox.refuses(
-        "logits out --tokens tokens.json -o l",
-        1,
-        &["outside the checkpoint", INDEX],
-    ));
     assert_none(&problems);
+}
+
+#[test]
+fn indexes_that_lead_out_of_the_folder_are_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tokens.json", "[[1, 2, 3, 4, 5, 6]]");
+    sandbox.copy(SHARDED, "whole");
+    let index: Value = sandbox.json(&format!("whole/{INDEX}"));
+    let map = moved(&index, "sub/../../whole/");
+    let out = sandbox.copy(SHARDED, "out");
+    out.write(INDEX, json!({"metadata": {}, "weight_map": map}).to_string());
+    let complaints = ["outside the checkpoint", INDEX];
+    sandbox.must_refuse("logits out --tokens tokens.json -o l", 1, &complaints);
 }
 
 #[test]
@@ -135,6 +136,21 @@ fn names_with_and_without_the_prefix_are_refused() {
     assert_none(&problem.into_iter().collect::<Vec<_>>());
 }
 
+/// `weights` with `mlp` for the mixtures of mixtral, and `matrices` for w1, w2 and w3.
+fn with_experts(weights: &[u8], [gate, down, up]: [&str; 3]) -> Vec<u8> {
+    let length = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&weights[8..8 + length]).unwrap();
+    let names = header.as_object().unwrap().keys();
+    names.filter(|name| name.contains("block_sparse_moe")).fold(
+        weights.to_vec(),
+        |weights, name| {
+            let other = name.replace("block_sparse_moe", "mlp");
+            let other = other.replace("w1", gate).replace("w2", down).replace("w3", up);
+            renamed(&weights, name, &other)
+        },
+    )
+}
+
 /// transformers 5 knows some names of experts that no mixtral on the hub has
 /// (`golden/loaders/README.md`).
 #[test]
@@ -144,39 +160,15 @@ fn experts_of_other_names_are_read_and_judged() {
     let model = sandbox.copy("families/mixtral/base/model", "model");
     let expected = logits(&sandbox, "model").unwrap();
     let weights = sandbox.read("model/model.safetensors");
-    let length = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
-    let header: Value = serde_json::from_slice(&weights[8..8 + length]).unwrap();
-    let experts: Vec<&String> = header
-        .as_object()
-        .unwrap()
-        .keys()
-        .filter(|name| name.contains("block_sparse_moe"))
-        .collect();
-    let with = |matrices: [&str; 3]| {
-        experts.iter().fold(weights.clone(), |weights, name| {
-            let other = name.replace("block_sparse_moe", "mlp");
-            let [gate, down, up] = matrices;
-            renamed(
-                &weights,
-                name,
-                &other.replace("w1", gate).replace("w2", down).replace("w3", up),
-            )
-        })
-    };
-    model.write(WEIGHTS, with(["w1", "w2", "w3"]));
+    model.write(WEIGHTS, with_experts(&weights, ["w1", "w2", "w3"]));
     assert!(logits(&sandbox, "model").unwrap() == expected);
     let noted = sandbox.run("verify model").succeeds().stdout;
-    assert!(
-        noted.contains("before 5 doesn't know model.layers.0.mlp.experts.0.w1.weight"),
-        "{noted}"
-    );
-    model.write(WEIGHTS, with(["gate_proj", "down_proj", "up_proj"]));
+    let note = "before 5 doesn't know model.layers.0.mlp.experts.0.w1.weight";
+    assert!(noted.contains(note), "{noted}");
+    model.write(WEIGHTS, with_experts(&weights, ["gate_proj", "down_proj", "up_proj"]));
     assert!(logits(&sandbox, "model").unwrap() == expected);
-    sandbox.run("verify model").exits(1).says(&[
-        "mlp.experts.0.gate_proj.weight",
-        "at random",
-        "any pass",
-    ]);
+    let refused = sandbox.run("verify model").exits(1);
+    refused.says(&["mlp.experts.0.gate_proj.weight", "at random", "any pass"]);
     sandbox.run("prune model -o pruned --keep 0.5 --criterion random").succeeds();
     sandbox.run("verify pruned").succeeds();
 }

@@ -5,116 +5,139 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Outcome, Sandbox, assert_none, has};
+use crate::common::{Outcome, Sandbox, assert_none, has, step};
 
 const TEXT: &str =
     "--data golden/text/english.calibration.txt --data-tokens 512 --sequence-length 64";
 
+const SHORT: &str = "--data ids.jsonl --sequence-length 8 --batch-tokens 8 --steps 1";
+
+/// A model `damaged` with NaN at `index` of `tensor`, and short text. Weights are bf16 here, so
+/// this element is two of them; the second is NaN.
+fn with_nan(tensor: &str, index: usize) -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.copy("families/qwen3_moe/base/model", "damaged").set_f32(tensor, index, f32::NAN);
+    sandbox.write("ids.jsonl", json!({ "input_ids": [1, 2, 3, 4, 5, 6, 7, 8] }).to_string());
+    sandbox
+}
+
 /// The error names the tensor and its file, whichever pass meets it first; another rate or more
 /// text wouldn't help.
 #[test]
-fn what_is_not_finite_is_named() {
-    let sandbox = Sandbox::new();
-    let family = "families/qwen3_moe/base/model";
-    let embedding = sandbox.copy(family, "embedding");
-    // Weights are bf16 here, so this element is two of them; the second is NaN.
-    embedding.set_f32("model.embed_tokens.weight", 22, f32::NAN);
-    let unused = sandbox.copy(family, "unused");
-    unused.set_f32("model.embed_tokens.weight", 2010, f32::NAN);
-    let expert = sandbox.copy(family, "expert");
-    expert.set_f32("model.layers.0.mlp.experts.1.up_proj.weight", 3, f32::NAN);
-    sandbox.write("ids.jsonl", json!({ "input_ids": [1, 2, 3, 4, 5, 6, 7, 8] }).to_string());
-    let data = "--data ids.jsonl --sequence-length 8 --batch-tokens 8 --steps 1";
-    let embed = [
-        "element 45 is not finite",
-        "model.embed_tokens.weight",
-        "embedding/model.safetensors",
-        "sound checkpoint",
-    ];
+fn an_embedding_that_is_not_finite_is_named() {
+    let sandbox = with_nan("model.embed_tokens.weight", 22);
+    let intact = "golden/families/qwen3_moe/base/model";
     for line in [
-        format!("heal embedding -o out {data} --overwrite"),
-        format!("heal embedding -o out {data} --train all --overwrite"),
-        format!("heal golden/{family} -o out --original embedding {data} --overwrite"),
-        "eval embedding --data ids.jsonl".to_owned(),
+        format!("heal damaged -o out {SHORT} --overwrite"),
+        format!("heal damaged -o out {SHORT} --train all --overwrite"),
+        format!("heal {intact} -o out --original damaged {SHORT} --overwrite"),
+        "eval damaged --data ids.jsonl".to_owned(),
     ] {
-        let outcome = sandbox.run(&line).exits(1).says(&embed);
+        let outcome = sandbox.run(&line).exits(1).says(&[
+            "element 45 is not finite",
+            "model.embed_tokens.weight",
+            "damaged/model.safetensors",
+            "sound checkpoint",
+        ]);
         assert!(!outcome.stderr.contains("learning-rate"), "{outcome}");
     }
-    // No token uses this row, and yet it would be written.
-    let line = format!("heal unused -o out {data} --train all --overwrite");
-    sandbox.run(&line).exits(1).says(&["element 4021 is not finite", "unused/model.safetensors"]);
-    sandbox
-        .run("prune expert -o reduced --experts 4 --criterion aimer --dry-run --plan-out plan.json")
-        .exits(1)
-        .says(&["element 7 is not finite", "experts.1.up_proj.weight", "expert/model.safetensors"]);
+}
+
+/// No token uses this row, and yet it would be written.
+#[test]
+fn an_unused_row_that_is_not_finite_is_named() {
+    let sandbox = with_nan("model.embed_tokens.weight", 2010);
+    let outcome = sandbox.run(&format!("heal damaged -o out {SHORT} --train all")).exits(1);
+    outcome.says(&["element 4021 is not finite", "damaged/model.safetensors"]);
+}
+
+#[test]
+fn an_expert_that_is_not_finite_is_named_before_a_plan_is_written() {
+    let sandbox = with_nan("model.layers.0.mlp.experts.1.up_proj.weight", 3);
+    let prune = "prune damaged -o out --experts 4 --criterion aimer --dry-run --plan-out plan.json";
+    let weight = "experts.1.up_proj.weight";
+    let said = ["element 7 is not finite", weight, "damaged/model.safetensors"];
+    sandbox.run(prune).exits(1).says(&said);
     assert!(!sandbox.path("plan.json").exists());
 }
 
-/// Runs every pass on text with a model whose layer 1 has NaN in a weight. Wherever activations are
-/// checked first, the error names that weight, and not a weight that only saw the activations.
-#[test]
-fn the_weight_that_makes_activations_not_finite_is_named() {
+/// Every pass on text: what follows the name of its model, `MOE` or `DENSE`.
+const PASSES: [&str; 8] = [
+    "distill MOE --width 128 --down measured --steps 2",
+    "distill MOE --width 256 --down measured --init mean --steps 0",
+    "quantize MOE --scheme w4a16 --top-up-below 0.1",
+    "quantize MOE --scheme w4a16 --include attention --top-up-below 0.1",
+    "prune MOE --experts 8 --no-super-expert-guard",
+    "merge MOE --experts 8 --algorithm mergemoe --no-super-expert-guard",
+    "upcycle DENSE --experts 4 --top-k 2 --router kmeans",
+    "upcycle DENSE --experts 4 --top-k 2 --init partition --partition-by activations --router activations",
+];
+
+/// Runs each pass of `passes` with a model whose layer 1 has NaN in `weight`. Wherever activations
+/// are checked first, the error names that weight, and not a weight that only saw the activations.
+#[track_caller]
+fn assert_named(weight: &str, models: &[&str], passes: &[&str]) {
     let sandbox = Sandbox::new();
-    let passes = [
-        "distill MOE --width 128 --down measured --steps 2",
-        "distill MOE --width 256 --down measured --init mean --steps 0",
-        "quantize MOE --scheme w4a16 --top-up-below 0.1",
-        "quantize MOE --scheme w4a16 --include attention --top-up-below 0.1",
-        "prune MOE --experts 8 --no-super-expert-guard",
-        "merge MOE --experts 8 --algorithm mergemoe --no-super-expert-guard",
-        "upcycle DENSE --experts 4 --top-k 2 --router kmeans",
-        "upcycle DENSE --experts 4 --top-k 2 --init partition --partition-by activations --router activations",
-    ];
-    let shared =
-        ["self_attn.v_proj", "self_attn.q_proj", "input_layernorm", "post_attention_layernorm"];
-    let mut problems = Vec::new();
-    for (index, weight) in
-        shared.into_iter().chain(["mlp.experts.3.down_proj", "mlp.gate"]).enumerate()
-    {
-        let name = format!("model.layers.1.{weight}.weight");
+    let name = format!("model.layers.1.{weight}.weight");
+    for model in models {
         // Weights are bf16 here, so this element is two of them; the second is NaN.
-        let [moe, dense] = ["moe", "dense"].map(|model| format!("{model}-{index}"));
-        sandbox.copy("models/moe", &moe).set_f32(&name, 2, f32::NAN);
-        if shared.contains(&weight) {
-            sandbox.copy("models/dense", &dense).set_f32(&name, 2, f32::NAN);
-        }
-        for pass in passes.iter().filter(|pass| shared.contains(&weight) || pass.contains("MOE")) {
-            let line =
-                format!("{} -o out {TEXT}", pass.replace("MOE", &moe).replace("DENSE", &dense));
-            let complaints =
-                ["element 5 is not finite", name.as_str(), "model.safetensors", "sound checkpoint"];
-            problems.extend(sandbox.refuses(&line, 1, &complaints));
-        }
+        sandbox.copy(&format!("models/{model}"), model).set_f32(&name, 2, f32::NAN);
     }
-    assert_none(&problems);
+    let complaints = ["element 5 is not finite", &name, "model.safetensors", "sound checkpoint"];
+    for pass in passes {
+        let pass = pass.replace("MOE", "moe").replace("DENSE", "dense");
+        sandbox.must_refuse(&format!("{pass} -o out {TEXT}"), 1, &complaints);
+    }
 }
 
-/// Errors about weights that are finite but far too large don't blame the text, since more of it
-/// wouldn't help.
+#[test]
+fn the_weight_of_any_layer_that_makes_activations_not_finite_is_named() {
+    for weight in
+        ["self_attn.v_proj", "self_attn.q_proj", "input_layernorm", "post_attention_layernorm"]
+    {
+        assert_named(weight, &["moe", "dense"], &PASSES);
+    }
+}
+
+#[test]
+fn the_weight_of_a_mixture_that_makes_activations_not_finite_is_named() {
+    let of_mixtures = PASSES.into_iter().filter(|pass| pass.contains("MOE")).collect::<Vec<_>>();
+    for weight in ["mlp.experts.3.down_proj", "mlp.gate"] {
+        assert_named(weight, &["moe"], &of_mixtures);
+    }
+}
+
+/// The built-in models as `moe` and `dense` with a weight in layer 1 that is finite but far too
+/// large: in bf16 this element is two weights, the second of which is 1e19.
+fn with_large_weight() -> Sandbox {
+    let sandbox = Sandbox::new();
+    for model in ["moe", "dense"] {
+        let name = "model.layers.1.post_attention_layernorm.weight";
+        sandbox.copy(&format!("models/{model}"), model).set_f32(name, 2, 1e19);
+    }
+    sandbox
+}
+
+/// More text wouldn't help.
 #[test]
 fn what_is_too_large_is_not_blamed_on_the_text() {
-    let sandbox = Sandbox::new();
-    let name = "model.layers.1.post_attention_layernorm.weight";
-    // In bf16 this element is two weights; the second is 1e19.
-    sandbox.copy("models/moe", "moe").set_f32(name, 2, 1e19);
-    sandbox.copy("models/dense", "dense").set_f32(name, 2, 1e19);
-    let upcycle = "upcycle dense -o out --experts 4 --top-k 2";
-    let problems = [
-        (format!("quantize moe -o out --scheme w4a16 --top-up-below 0.1 {TEXT}"), "--solver rtn"),
-        (format!("{upcycle} --router kmeans {TEXT}"), "--router normal"),
-        (
-            format!(
-                "{upcycle} --init partition --partition-by activations --router activations {TEXT}"
-            ),
-            "--router normal",
-        ),
-    ]
-    .map(|(line, remedy)| sandbox.refuses(&line, 1, &["layer 1", "too large", remedy]));
-    assert_none(&problems.into_iter().flatten().collect::<Vec<_>>());
-    // The weight's squares overflow f32, and yet all reported errors are numbers.
-    let distilled = sandbox
-        .run(&format!("distill moe -o distilled --width 128 --down measured --steps 2 {TEXT}"))
-        .succeeds();
+    let sandbox = with_large_weight();
+    let partition = "--init partition --partition-by activations --router activations";
+    for (options, remedy) in [
+        ("quantize moe --scheme w4a16 --top-up-below 0.1", "--solver rtn"),
+        ("upcycle dense --experts 4 --top-k 2 --router kmeans", "--router normal"),
+        (&format!("upcycle dense --experts 4 --top-k 2 {partition}"), "--router normal"),
+    ] {
+        let line = format!("{options} -o out {TEXT}");
+        sandbox.must_refuse(&line, 1, &["layer 1", "too large", remedy]);
+    }
+}
+
+/// The weight's squares overflow f32, and yet all reported errors are numbers.
+#[test]
+fn errors_of_what_is_too_large_are_numbers() {
+    let distill = format!("distill moe -o out --width 128 --down measured --steps 2 {TEXT}");
+    let distilled = with_large_weight().run(&distill).succeeds();
     assert!(!distilled.stdout.contains("NaN") && !distilled.stdout.contains("inf"), "{distilled}");
 }
 
@@ -125,35 +148,32 @@ fn proposed(refusal: &Outcome) -> String {
     words.unwrap_or_else(|| panic!("{refusal}")).0.to_owned()
 }
 
+/// Commands whose text needs more memory than the budget beside them.
+const TOO_MUCH_TEXT: [(&str, &str); 7] = [
+    ("eval golden/models/moe --data long.jsonl", "54MB"),
+    ("eval golden/models/moe --data long.jsonl --data-tokens 9000", "54MB"),
+    ("eval golden/models/moe --data long.jsonl --data other.jsonl", "54MB"),
+    ("eval golden/models/moe --data short.jsonl --sequence-length 64", "44MB"),
+    ("eval golden/models/dense --data long.jsonl", "54MB"),
+    // The text is larger than the budget while it is read.
+    ("eval golden/models/moe --data huge.jsonl", "54MB"),
+    (
+        "observe golden/models/moe -o s --overwrite --no-left-out --data long.jsonl --data other.jsonl --data-tokens 9000",
+        "54MB",
+    ),
+];
+
 /// A user who asks for as many tokens as the error says gets a run that succeeds within the budget.
 /// If the user gave a number, the error says how many fewer are possible.
 #[test]
 fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
     let sandbox = Sandbox::new();
-    let line = |length: usize| {
-        format!("{}\n", json!({ "input_ids": (0..length).map(|id| id % 250).collect::<Vec<_>>() }))
-    };
-    sandbox.write("long.jsonl", line(512).repeat(20));
-    sandbox.write("other.jsonl", line(512).repeat(20));
-    sandbox.write("short.jsonl", line(3).repeat(6000));
-    // The text is larger than the budget while it is read.
-    sandbox.write("huge.jsonl", line(512).repeat(1500));
-    let two = "--data long.jsonl --data other.jsonl";
+    for (name, length, lines) in [("long", 512, 20), ("other", 512, 20), ("short", 3, 6000)] {
+        sandbox.write(&format!("{name}.jsonl"), sequence(length).repeat(lines));
+    }
+    sandbox.write("huge.jsonl", sequence(512).repeat(1500));
     let mut problems = Vec::new();
-    for (line, budget) in [
-        ("eval golden/models/moe --data long.jsonl".to_owned(), "54MB"),
-        ("eval golden/models/moe --data long.jsonl --data-tokens 9000".to_owned(), "54MB"),
-        (format!("eval golden/models/moe {two}"), "54MB"),
-        ("eval golden/models/moe --data short.jsonl --sequence-length 64".to_owned(), "44MB"),
-        ("eval golden/models/dense --data long.jsonl".to_owned(), "54MB"),
-        ("eval golden/models/moe --data huge.jsonl".to_owned(), "54MB"),
-        (
-            format!(
-                "observe golden/models/moe -o s --overwrite --no-left-out {two} --data-tokens 9000"
-            ),
-            "54MB",
-        ),
-    ] {
+    for (line, budget) in TOO_MUCH_TEXT {
         let refused = sandbox.run(&format!("{line} --memory-budget {budget}")).exits(2);
         let fewer = proposed(&refused);
         let says_instead =
@@ -161,57 +181,65 @@ fn a_budget_for_fewer_tokens_names_how_many_it_holds() {
         let option = fewer.split(' ').next().unwrap_or_default();
         let without = line.split(&format!(" {option} ")).next().unwrap_or_default();
         let followed = sandbox.run(&format!("{without} {fewer} --memory-budget {budget}"));
-        if followed.code != 0 || followed.stderr.contains("warning: this run held") || !says_instead
-        {
+        let is_within = followed.code == 0 && !followed.stderr.contains("warning: this run held");
+        if !is_within || !says_instead {
             problems.push(format!("{refused}{followed}"));
         }
     }
     assert_none(&problems);
 }
 
+/// A line of text of `length` tokens.
+fn sequence(length: usize) -> String {
+    format!("{}\n", json!({ "input_ids": (0..length).map(|id| id % 250).collect::<Vec<_>>() }))
+}
+
+/// Commands, budgets that are too small for them, what the remedy says beside `--memory-budget`,
+/// and what it doesn't say, since it wouldn't help.
+const TOO_LITTLE_MEMORY: [(&str, &str, &str, &str); 10] = [
+    ("prune golden/models/moe -o o --experts 12 --criterion random", "30MB", "", "lower"),
+    ("upcycle golden/models/dense -o o --experts 4 --top-k 2", "30MB", "", "lower"),
+    (
+        "prune golden/models/moe -o o --experts 12 --data golden/text/code.calibration.txt",
+        "100MB",
+        "lower --data-tokens",
+        "--held-out-tokens",
+    ),
+    (
+        "quantize golden/models/moe -o o --scheme fp8 --held-out golden/text/english.heldout.txt",
+        "63MB",
+        "lower --held-out-tokens",
+        "--data-tokens",
+    ),
+    (
+        "upcycle golden/models/dense -o o --experts 4 --top-k 2 --probe-tokens 4000",
+        "100MB",
+        "lower --probe-tokens",
+        "--held-out-tokens",
+    ),
+    (
+        "upcycle golden/models/dense -o o --experts 4 --top-k 2 --router kmeans --data golden/text/code.calibration.txt",
+        "57MB",
+        "lower --data-tokens",
+        "--held-out-tokens",
+    ),
+    (
+        "heal golden/models/moe -o o --data golden/text/code.calibration.txt",
+        "100MB",
+        "lower --batch-tokens",
+        "--held-out-tokens",
+    ),
+    ("verify golden/models/moe --threads 2", "20MB", "--memory-budget", "report"),
+    ("inspect golden/models/moe", "10MB", "--memory-budget", "report"),
+    ("selftest", "30MB", "--memory-budget", "report"),
+];
+
 /// Remedies name only options that the command has, and that bring it below the budget.
 #[test]
 fn a_budget_that_is_too_small_names_what_helps() {
     let sandbox = Sandbox::new();
-    let held_out = "--held-out golden/text/english.heldout.txt";
     let mut problems = Vec::new();
-    for (line, budget, helps, does_not) in [
-        ("prune golden/models/moe -o o --experts 12 --criterion random", "30MB", "", "lower"),
-        ("upcycle golden/models/dense -o o --experts 4 --top-k 2", "30MB", "", "lower"),
-        (
-            "prune golden/models/moe -o o --experts 12 --data golden/text/code.calibration.txt",
-            "100MB",
-            "lower --data-tokens",
-            "--held-out-tokens",
-        ),
-        (
-            &format!("quantize golden/models/moe -o o --scheme fp8 {held_out}"),
-            "63MB",
-            "lower --held-out-tokens",
-            "--data-tokens",
-        ),
-        (
-            "upcycle golden/models/dense -o o --experts 4 --top-k 2 --probe-tokens 4000",
-            "100MB",
-            "lower --probe-tokens",
-            "--held-out-tokens",
-        ),
-        (
-            "upcycle golden/models/dense -o o --experts 4 --top-k 2 --router kmeans --data golden/text/code.calibration.txt",
-            "57MB",
-            "lower --data-tokens",
-            "--held-out-tokens",
-        ),
-        (
-            "heal golden/models/moe -o o --data golden/text/code.calibration.txt",
-            "100MB",
-            "lower --batch-tokens",
-            "--held-out-tokens",
-        ),
-        ("verify golden/models/moe --threads 2", "20MB", "--memory-budget", "report"),
-        ("inspect golden/models/moe", "10MB", "--memory-budget", "report"),
-        ("selftest", "30MB", "--memory-budget", "report"),
-    ] {
+    for (line, budget, helps, does_not) in TOO_LITTLE_MEMORY {
         let line = format!("{line} --memory-budget {budget}");
         problems.extend(sandbox.refuses(&line, 2, &["give --memory-budget ", helps]));
         let refused = sandbox.run(&line);
@@ -323,65 +351,55 @@ fn an_edited_card_can_be_listed() {
     }
 }
 
+const UPCYCLE: &str = "upcycle golden/models/dense --experts 4 --top-k 2";
+
+fn heal(sandbox: &Sandbox, model: &str, train: &str) -> Outcome {
+    let how = format!("--train {train} --steps 1 --batch-tokens 64 {TEXT}");
+    sandbox.run(&format!("heal {model} -o {model}-{train} {how}")).succeeds()
+}
+
 /// Routers over equal experts decide nothing.
 #[test]
 fn a_training_that_can_change_nothing_is_warned_of() {
     let sandbox = Sandbox::new();
-    let upcycle = "upcycle golden/models/dense --experts 4 --top-k 2";
-    let copies = sandbox
-        .run(&format!("{upcycle} -o copies"))
-        .succeeds()
-        .says(&["same network", "--noise-std"]);
+    let copies = sandbox.run(&format!("{UPCYCLE} -o copies")).succeeds();
+    let copies = copies.says(&["same network", "--noise-std"]);
     assert!(copies.stdout.contains("--train router,experts --data TEXT"), "{}", copies.stdout);
-    let noisy = sandbox.run(&format!("{upcycle} -o noisy --noise-std 0.01")).succeeds();
-    assert!(
-        !noisy.stderr.contains("same network") && !noisy.stdout.contains("same network"),
-        "{noisy}"
-    );
-    let heal = |model: &str, train: &str| {
-        let line = format!(
-            "heal {model} -o {model}-{train} --train {train} --steps 1 --batch-tokens 64 {TEXT}"
-        );
-        sandbox.run(&line).succeeds()
-    };
-    let idle = heal("copies", "router")
-        .says(&["routers alone can change nothing", "--train router,experts"]);
-    assert!(
-        !idle.stdout.contains("routers alone can change nothing"),
-        "once is enough: {}",
-        idle.stdout
-    );
-    for (model, train) in [("copies", "router,experts"), ("noisy", "router")] {
-        let outcome = heal(model, train);
-        assert!(!outcome.stderr.contains("can change nothing"), "{outcome}");
-    }
+    let warning = "routers alone can change nothing";
+    let idle = heal(&sandbox, "copies", "router").says(&[warning, "--train router,experts"]);
+    assert!(!idle.stdout.contains(warning), "once is enough: {}", idle.stdout);
+    let outcome = heal(&sandbox, "copies", "router,experts");
+    assert!(!outcome.stderr.contains("can change nothing"), "{outcome}");
 }
 
 #[test]
-fn remedies_can_be_followed() {
+fn a_training_of_routers_over_noisy_experts_is_not_warned_of() {
     let sandbox = Sandbox::new();
-    let heal = format!("heal golden/models/moe -o out --memory-budget 150MB {TEXT}");
-    let quantize = "quantize golden/models/moe -o out";
-    let mut problems = Vec::new();
+    let noisy = sandbox.run(&format!("{UPCYCLE} -o noisy --noise-std 0.01")).succeeds();
+    let warned = [&noisy.stderr, &noisy.stdout].iter().any(|said| said.contains("same network"));
+    assert!(!warned, "{noisy}");
+    let outcome = heal(&sandbox, "noisy", "router");
+    assert!(!outcome.stderr.contains("can change nothing"), "{outcome}");
+}
+
+#[test]
+fn options_that_make_no_sense_get_ones_that_do() {
+    let sandbox = Sandbox::new();
+    let heal = format!("heal golden/models/moe --memory-budget 150MB {TEXT}");
+    let prune = format!("prune golden/models/moe --keep 75 {TEXT}");
+    let quantize = "quantize golden/models/moe --scheme";
     for (line, complaints) in [
         (format!("{heal} --train all"), ["lower --batch-tokens", "--memory-budget"]),
-        (format!("{quantize} --scheme w8a8"), ["no scheme \"w8a8\"", "fp8 is what engines run"]),
-        (format!("{quantize} --scheme w4a8"), ["no scheme", "give w4a16"]),
-        (
-            format!("prune golden/models/moe -o out --keep 75 {TEXT}"),
-            ["--keep 75 is not a share", "0.75 for 75 %"],
-        ),
+        (format!("{quantize} w8a8"), ["no scheme \"w8a8\"", "fp8 is what engines run"]),
+        (format!("{quantize} w4a8"), ["no scheme", "give w4a16"]),
+        (prune, ["--keep 75 is not a share", "0.75 for 75 %"]),
     ] {
-        problems.extend(sandbox.refuses(&line, 2, &complaints));
+        sandbox.must_refuse(&format!("{line} -o out"), 2, &complaints);
     }
-    let recipe = "[[step]]\nrun = \"quantize\"\nmodel = \"golden/models/moe\"\noutput = \"out\"\nscheme = \"w8a8\"\n";
-    sandbox.write("r.toml", recipe);
-    problems.extend(sandbox.refuses(
-        "run r.toml",
-        2,
-        &["line 5, step 1 (quantize)", "fp8 is what engines run"],
-    ));
-    assert_none(&problems);
+    let quantize = step("quantize", "golden/models/moe", "output = \"out\"\nscheme = \"w8a8\"");
+    sandbox.write("r.toml", quantize);
+    let complaints = ["line 5, step 1 (quantize)", "fp8 is what engines run"];
+    sandbox.must_refuse("run r.toml", 2, &complaints);
 }
 
 /// At 2 bits, --clip-search costs quality.

@@ -25,40 +25,14 @@ fn written() -> Sandbox {
     sandbox
 }
 
-#[test]
-fn what_was_edited_after_a_run_wrote_it_is_kept() {
-    let sandbox = written();
-    sandbox
-        .shell("moe-convert prune healed -o foreign --experts 3 --criterion random -q")
-        .succeeds();
+/// A command, a file that it wrote, and a shell command that edits `FILE`.
+type Edit = (&'static str, &'static str, &'static str);
+
+/// Edits a file that a run wrote: the run that would replace it refuses to, and names it.
+#[track_caller]
+fn assert_edits_are_kept(sandbox: &Sandbox, edits: &[Edit]) {
     let mut problems = Vec::new();
-    for (line, file, edit) in [
-        (HEAL, "healed/training.jsonl", "echo '{\"step\":9,\"mine\":\"x\"}' >>FILE"),
-        (HEAL, "healed/training.jsonl", "sed -i '1s/{/{\"mine\":1,/' FILE"),
-        (HEAL, "healed/training.jsonl", "sed -i '2s/\"loss\":[0-9]/\"loss\":7/' FILE"),
-        (
-            HEAL,
-            "healed/run.json",
-            "sed -i 's/\"host\": \".*\"/\"host\": {\"notes\": \"mine\"}/' FILE",
-        ),
-        (HEAL, "healed/run.json", "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
-        (HEAL, "healed/run.json", "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
-        // The folder holds a partial copy of another model.
-        (HEAL, "healed/model.safetensors", "head -c 40000 foreign/model.safetensors >FILE"),
-        (HEAL, "healed/moe-convert.json", "echo '{\"mine\": [' >FILE"),
-        (PLAN, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
-        (PLAN, "plan.json", "sed -i 's/\"method\": \".*\"/\"method\": \"mine\"/' FILE"),
-        (PLAN, "plan.json", "echo >>FILE"),
-        (
-            PLAN,
-            "plan.json",
-            "echo '{\"layers\": {\"0\": {\"experts\": 7, \"keep\": [0, 1, 2]}}}' >FILE",
-        ),
-        (JUNIT, "j.xml", "sed -i 's/name=\"1. prune/name=\"my prune/' FILE"),
-        (JUNIT, "j.xml", "echo '<testsuites><testsuite name=\"pytest\"/></testsuites>' >FILE"),
-        (MAN, "pages/moe-convert-prune.1", "echo 'See my notes.' >>FILE"),
-        (MAN, "pages/moe-convert.1", "sed -i 's/SYNOPSIS/MINE/' FILE"),
-    ] {
+    for (line, file, edit) in edits {
         sandbox.shell(&format!("cp {file} before; {}", edit.replace("FILE", file))).succeeds();
         let name = file.rsplit('/').next().unwrap();
         let refused = sandbox.refuses(&format!("{line} --overwrite"), 2, &[name]);
@@ -66,6 +40,42 @@ fn what_was_edited_after_a_run_wrote_it_is_kept() {
         sandbox.shell(&format!("mv before {file}")).succeeds();
     }
     assert_none(&problems);
+}
+
+#[test]
+fn results_that_were_edited_after_a_run_wrote_them_are_kept() {
+    let sandbox = written();
+    let foreign = "prune healed -o foreign --experts 3 --criterion random -q";
+    sandbox.run(foreign).succeeds();
+    let run = "healed/run.json";
+    let edits = [
+        (HEAL, "healed/training.jsonl", "echo '{\"step\":9,\"mine\":\"x\"}' >>FILE"),
+        (HEAL, "healed/training.jsonl", "sed -i '1s/{/{\"mine\":1,/' FILE"),
+        (HEAL, "healed/training.jsonl", "sed -i '2s/\"loss\":[0-9]/\"loss\":7/' FILE"),
+        (HEAL, run, "sed -i 's/\"host\": \".*\"/\"host\": {\"notes\": \"mine\"}/' FILE"),
+        (HEAL, run, "sed -i 's/\"host\": \".*\"/\"host\": \"my note\"/' FILE"),
+        (HEAL, run, "sed -i 's/\"device\": \".*\"/\"device\": [\"my note\"]/' FILE"),
+        // The folder holds a partial copy of another model.
+        (HEAL, "healed/model.safetensors", "head -c 40000 foreign/model.safetensors >FILE"),
+        (HEAL, "healed/moe-convert.json", "echo '{\"mine\": [' >FILE"),
+    ];
+    assert_edits_are_kept(&sandbox, &edits);
+}
+
+#[test]
+fn files_that_were_edited_after_a_run_wrote_them_are_kept() {
+    let mine = "echo '{\"layers\": {\"0\": {\"experts\": 7, \"keep\": [0, 1, 2]}}}' >FILE";
+    let edits = [
+        (PLAN, "plan.json", "sed -i 's/\"keep\": \\[/\"keep\": [ /' FILE"),
+        (PLAN, "plan.json", "sed -i 's/\"method\": \".*\"/\"method\": \"mine\"/' FILE"),
+        (PLAN, "plan.json", "echo >>FILE"),
+        (PLAN, "plan.json", mine),
+        (JUNIT, "j.xml", "sed -i 's/name=\"1. prune/name=\"my prune/' FILE"),
+        (JUNIT, "j.xml", "echo '<testsuites><testsuite name=\"pytest\"/></testsuites>' >FILE"),
+        (MAN, "pages/moe-convert-prune.1", "echo 'See my notes.' >>FILE"),
+        (MAN, "pages/moe-convert.1", "sed -i 's/SYNOPSIS/MINE/' FILE"),
+    ];
+    assert_edits_are_kept(&written(), &edits);
 }
 
 /// --overwrite is proposed where it replaces the result, and other options where they would make it.

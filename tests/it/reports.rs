@@ -11,40 +11,36 @@ fn sandbox() -> Sandbox {
     sandbox
 }
 
+/// Asserts that a refused recipe leaves a report with an error that says `words`.
+#[track_caller]
+fn refused_with_junit(text: &str, words: &str) {
+    let sandbox = sandbox();
+    sandbox.write("r.toml", text);
+    let outcome = sandbox.run("run r.toml --junit report.xml");
+    assert!(outcome.code != 0, "{outcome}");
+    let junit = String::from_utf8(sandbox.read("report.xml")).unwrap();
+    for part in ["tests=\"1\"", "errors=\"1\"", "<error message=", words] {
+        assert!(junit.contains(part), "{part}: {junit}");
+    }
+}
+
 #[test]
 fn a_recipe_that_is_refused_leaves_junit() {
+    refused_with_junit("nonsense", "TOML parse error");
+    let unknown = "[[step]]\nrun = \"fly\"\nmodel = \"m\"\n";
+    refused_with_junit(unknown, "no command &quot;fly&quot;");
+    refused_with_junit(&format!("{STEP}experts = 0\n"), "leaves no expert");
+    let nowhere = STEP.replace("\"m\"", "\"nowhere\"");
+    refused_with_junit(&format!("{nowhere}experts = 2\n"), "no earlier step writes");
+    refused_with_junit(&format!("{STEP}experts = 400\n"), "400 can");
+    let threads = format!("[defaults]\nthreads = 3\n{STEP}experts = 4\n");
+    refused_with_junit(&threads, "give --threads 3 to moe-convert run");
+}
+
+/// A file that isn't a report stays, whatever is wrong with the recipe.
+#[test]
+fn no_report_of_a_recipe_that_is_refused_replaces_other_files() {
     let sandbox = sandbox();
-    let cases = [
-        ("nonsense", "TOML parse error"),
-        ("[[step]]\nrun = \"fly\"\nmodel = \"m\"\n", "no command &quot;fly&quot;"),
-        (&format!("{STEP}experts = 0\n"), "leaves no expert"),
-        (&STEP.replace("\"m\"", "\"nowhere\""), "no earlier step writes"),
-        (&format!("{STEP}experts = 400\n"), "400 can"),
-        (
-            &format!("[defaults]\nthreads = 3\n{STEP}experts = 4\n"),
-            "give --threads 3 to moe-convert run",
-        ),
-    ];
-    let mut problems = Vec::new();
-    for (index, (text, words)) in cases.into_iter().enumerate() {
-        let text = if text.contains("experts = ") {
-            text.to_owned()
-        } else {
-            text.replace("random\"\n", "random\"\nexperts = 2\n")
-        };
-        sandbox.write("r.toml", &text);
-        let outcome = sandbox.run(&format!("run r.toml --junit {index}.xml"));
-        let path = sandbox.path(&format!("{index}.xml"));
-        let junit = std::fs::read_to_string(path).unwrap_or_default();
-        let has_all = ["tests=\"1\"", "errors=\"1\"", "<error message=", words]
-            .iter()
-            .all(|part| junit.contains(part));
-        if outcome.code == 0 || !has_all {
-            problems.push(format!("{words}: {junit}\n{outcome}"));
-        }
-    }
-    assert_none(&problems);
-    // A file that isn't a report stays, whatever is wrong with the recipe.
     sandbox.write("r.toml", "nonsense");
     sandbox.write("mine.xml", "years of work");
     sandbox.must_refuse("run r.toml --junit mine.xml --overwrite", 2, &["TOML"]);
@@ -58,26 +54,17 @@ fn reports_of_a_recipe_that_cannot_be_read_go_to_no_input() {
     sandbox.run("prune m -o made --experts 4 --criterion random").succeeds();
     sandbox.write("r.md", "nonsense");
     sandbox.shell("ln r.md hard.md; ln -s m link").succeeds();
-    let mut problems = Vec::new();
+    let inputs = ["r.md", "./r.md", "hard.md", "m/new.md", "link/new.md"];
     for option in ["--summary", "--junit", "--overwrite --junit"] {
-        for path in [
-            "r.md",
-            "./r.md",
-            "hard.md",
-            "m/new.md",
-            "link/new.md",
-            "made/README.md",
-            "made/new.md",
-        ] {
-            problems.extend(sandbox.refuses(&format!("run r.md {option} {path}"), 2, &["TOML"]));
+        for path in inputs.into_iter().chain(["made/README.md", "made/new.md"]) {
+            sandbox.must_refuse(&format!("run r.md {option} {path}"), 2, &["TOML"]);
         }
     }
     sandbox.write("r.md", format!("{STEP}experts = 4\n"));
     for option in ["--summary", "--junit"] {
         let line = format!("run r.md {option} made/new.md");
-        problems.extend(sandbox.refuses(&line, 2, &["outside of models and results"]));
+        sandbox.must_refuse(&line, 2, &["outside of models and results"]);
     }
-    assert_none(&problems);
     sandbox.run("run r.md --summary s.md --junit j.xml").succeeds();
 }
 
@@ -123,29 +110,28 @@ fn a_result_in_the_way_says_how_it_differs() {
     let step = format!("{STEP}experts = 4\n");
     sandbox.write("r.toml", &step);
     sandbox.run("run r.toml").succeeds();
-    let mut problems = Vec::new();
     for (keys, words) in [
         ("max-shard-size = \"20kB\"\n", "was made with other options (max-shard-size)"),
         ("probe-tokens = 3\n", "was made with other options (probe-tokens)"),
         ("seed = 1\n", "was made with other options (seed)"),
     ] {
         sandbox.write("r.toml", format!("{step}{keys}"));
-        for how in ["", " --dry-run"] {
-            let complaints = [words, "out", "overwrite = true"];
-            problems.extend(sandbox.refuses(&format!("run r.toml{how}"), 2, &complaints));
-        }
+        let complaints = [words, "out", "overwrite = true"];
+        sandbox.must_refuse_all(&["run r.toml", "run r.toml --dry-run"], 2, &complaints);
     }
-    let prune = "prune m -o out --criterion random --experts 4 --resume";
-    let complaints = ["was made with other options (dtype)"];
-    problems.extend(sandbox.refuses(&format!("{prune} --dtype bf16"), 2, &complaints));
-    problems.extend(sandbox.refuses(
-        "prune golden/families/qwen3_moe/both_names/model -o out --criterion random --experts 4 --resume",
-        2,
-        &["was made of another checkpoint"],
-    ));
-    assert_none(&problems);
     sandbox.write("r.toml", &step);
     sandbox.run("run r.toml --dry-run").succeeds();
+}
+
+#[test]
+fn a_result_that_is_not_the_one_to_resume_says_how_it_differs() {
+    let sandbox = sandbox();
+    let prune = "prune -o out --criterion random --experts 4";
+    sandbox.run(&format!("{prune} m")).succeeds();
+    let with_dtype = format!("{prune} m --resume --dtype bf16");
+    sandbox.must_refuse(&with_dtype, 2, &["was made with other options (dtype)"]);
+    let of_another = format!("{prune} golden/families/qwen3_moe/both_names/model --resume");
+    sandbox.must_refuse(&of_another, 2, &["was made of another checkpoint"]);
 }
 
 /// A dry run checks the outputs of observe like those of passes.

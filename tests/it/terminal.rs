@@ -31,46 +31,46 @@ fn problem(outcome: &Outcome, code: i32) -> Option<String> {
     })
 }
 
+/// A recipe whose name, labels, paths and variables no terminal should obey.
+fn evil_recipe(evil: &str, file: &str) -> String {
+    let output = format!("out{EVIL}\nforged");
+    let eval = |model: &str, label: &str| {
+        json!({ "run": "eval", "model": model, "label": label, "max-tokens": 64,
+                "data": [format!("{EVIL}\nforged={file}")] })
+    };
+    let recipe = json!({ "name": evil, "step": [
+        { "run": "upcycle", "model": "golden/models/dense", "output": output, "experts": 2, "top-k": 1 },
+        { "each": { "what": [evil] }, "step": [
+            eval(&output, "${what} 1"),
+            eval("golden/models/dense", "${what} 2"),
+        ] },
+        { "run": "verify", "model": output },
+    ] });
+    serde_json::from_value::<toml::Table>(recipe).unwrap().to_string()
+}
+
 #[test]
 fn names_of_recipes_labels_and_paths_are_shown() {
     let sandbox = Sandbox::new();
-    let evil = format!("{EVIL}\nforged: <b>|`**");
     let file = format!("{EVIL}|`<img src=y>");
     fs::copy(sandbox.path("golden/text/english.heldout.txt"), sandbox.path(&file)).unwrap();
-    let recipe = json!({ "name": evil, "step": [
-        { "run": "upcycle", "model": "golden/models/dense", "output": format!("out{EVIL}\nforged"), "experts": 2, "top-k": 1 },
-        { "each": { "what": [evil] }, "step": [
-            { "run": "eval", "model": format!("out{EVIL}\nforged"), "label": "${what} 1", "max-tokens": 64,
-              "data": [format!("{EVIL}\nforged={file}")] },
-            { "run": "eval", "model": "golden/models/dense", "label": "${what} 2", "max-tokens": 64,
-              "data": [format!("{EVIL}\nforged={file}")] },
-        ] },
-        { "run": "verify", "model": format!("out{EVIL}\nforged") },
-    ] });
-    let recipe: toml::Table = serde_json::from_value(recipe).unwrap();
-    sandbox.write("r.toml", recipe.to_string());
+    sandbox.write("r.toml", evil_recipe(&format!("{EVIL}\nforged: <b>|`**"), &file));
     let mut problems: Vec<String> = Vec::new();
     problems.extend(problem(&sandbox.run("run r.toml --dry-run"), 0));
     problems.extend(problem(&sandbox.run("run r.toml --junit r.xml --summary r.md"), 0));
     let json = sandbox.run("run r.toml --json");
     problems.extend(problem(&json, 0));
-    assert!(
-        json.stdout.contains("\\u001b]0;owned") && json.stdout.contains("\\u202e"),
-        "{}",
-        json.stdout
-    );
-    let (xml, page) = (
-        String::from_utf8(sandbox.read("r.xml")).unwrap(),
-        String::from_utf8(sandbox.read("r.md")).unwrap(),
-    );
-    let card = fs::read_to_string(sandbox.path(&format!("out{EVIL}\nforged/README.md"))).unwrap();
-    for (name, text) in [("r.xml", &xml), ("r.md", &page), ("README.md", &card)] {
-        assert_eq!(obeyed(text), None, "{name}: {text}");
+    assert_none(&problems);
+    let escaped = ["\\u001b]0;owned", "\\u202e"];
+    assert!(escaped.iter().all(|text| json.stdout.contains(text)), "{}", json.stdout);
+    for name in ["r.xml", "r.md", &format!("out{EVIL}\nforged/README.md")] {
+        let text = fs::read_to_string(sandbox.path(name)).unwrap();
+        assert_eq!(obeyed(&text), None, "{name}: {text}");
         assert!(!text.contains("<b>") && !text.contains("<img"), "{name}: {text}");
         assert!(!text.lines().any(|line| line.starts_with("forged")), "{name}: {text}");
     }
+    let page = fs::read_to_string(sandbox.path("r.md")).unwrap();
     assert!(page.contains("forged: &lt;b>\\|\\`\\*\\*"), "{page}");
-    assert_none(&problems);
 }
 
 #[test]

@@ -29,6 +29,8 @@ fn peak(outcome: &Outcome) -> f64 {
     words[unit - 1].parse::<f64>().unwrap() * scale
 }
 
+const LITTLE: &str = "--data-tokens 64 --sequence-length 64 --timings";
+
 /// Held whole, each of these texts would take 150 times its bytes: 3 GB.
 #[test]
 fn memory_does_not_grow_with_the_text() {
@@ -40,10 +42,8 @@ fn memory_does_not_grow_with_the_text() {
     sandbox.write("line.txt", &line);
     sandbox.write("record.jsonl", serde_json::json!({ "text": line }).to_string());
     let observe = |file: &str| {
-        let line = format!(
-            "observe golden/models/moe -o st --overwrite --data {file} --data-tokens 64 --sequence-length 64 --no-left-out \
-             --memory-budget 200MB --timings"
-        );
+        let how = format!("{LITTLE} --overwrite --no-left-out --memory-budget 200MB");
+        let line = format!("observe golden/models/moe -o st --data {file} {how}");
         peak(&sandbox.run(&line).succeeds())
     };
     let small = observe("small.txt");
@@ -51,10 +51,14 @@ fn memory_does_not_grow_with_the_text() {
         let large = observe(file);
         assert!(large < small + 30.0, "{file}: {large} MB, and {small} MB for a small text");
     }
-    // The same holds for text read from its beginning.
-    let line =
-        "eval golden/models/dense --data line.txt --data-tokens 64 --sequence-length 64 --timings";
-    let outcome = sandbox.run(line).succeeds();
+}
+
+#[test]
+fn memory_does_not_grow_with_text_that_is_read_from_its_beginning() {
+    let sandbox = Sandbox::new();
+    sandbox.write("line.txt", english(20 << 20).replace('\n', " "));
+    let line = format!("eval golden/models/dense --data line.txt {LITTLE}");
+    let outcome = sandbox.run(&line).succeeds();
     assert!(peak(&outcome) < 200.0, "{outcome}");
 }
 
@@ -75,37 +79,49 @@ fn a_sample_of_a_large_text_depends_on_the_seed_and_nothing_else() {
     assert!(first != statistics("--seed 1"));
 }
 
+/// Asserts that `eval` of `content` in the file `name` is refused with the file's name and
+/// `complaints`.
+#[track_caller]
+fn data_refused(name: &str, content: &[u8], complaints: &[&str]) {
+    let sandbox = Sandbox::new();
+    sandbox.write(name, content);
+    let line = format!("eval golden/models/dense --data {name}");
+    sandbox.must_refuse(&line, 1, &[complaints, &[name]].concat());
+}
+
 #[test]
 fn what_is_not_text_is_refused_with_a_way_on() {
+    let utf_16 = "\u{feff}some words here".encode_utf16().flat_map(u16::to_le_bytes);
+    data_refused("data.parquet", b"PAR1\0\0\0\0PAR1", &["Parquet", "read_parquet"]);
+    data_refused("utf16.txt", &utf_16.collect::<Vec<_>>(), &["UTF-16", "iconv -f UTF-16"]);
+    data_refused("object.json", br#"{"data": []}"#, &["line 1", "\"data\""]);
+    data_refused("cut.gz", b"\x1f\x8b\x08\x00\x00", &["gzip"]);
+}
+
+#[test]
+fn records_without_text_are_refused_with_a_way_on() {
+    data_refused("pretty.jsonl", b"{\n  \"text\": \"a\"\n}", &["line 1", "jq -c ."]);
+    let alpaca = br#"{"instruction": "add", "output": "3"}"#;
+    let keys = ["line 1", "\"instruction\", \"output\"", "\"text\""];
+    data_refused("alpaca.jsonl", alpaca, &keys);
+}
+
+/// The second record isn't text, though only two tokens are wanted.
+#[test]
+fn half_of_a_surrogate_pair_is_refused_with_its_line() {
     let sandbox = Sandbox::new();
-    let utf_16: Vec<u8> =
-        "\u{feff}some words here".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let record = r#"{"text": "some words here"}"#;
-    sandbox.write("data.parquet", b"PAR1\0\0\0\0PAR1");
-    sandbox.write("utf16.txt", utf_16);
-    sandbox.write("object.json", r#"{"data": []}"#);
-    sandbox.write("half.jsonl", format!("{record}\n{}", r#"{"text": "half \ud83d of it"}"#));
-    sandbox.write("pretty.jsonl", "{\n  \"text\": \"a\"\n}");
-    sandbox.write("alpaca.jsonl", r#"{"instruction": "add", "output": "3"}"#);
-    sandbox.write("cut.gz", b"\x1f\x8b\x08\x00\x00");
+    sandbox.write("half.jsonl", format!("{RECORD}\n{}", r#"{"text": "half \ud83d of it"}"#));
+    let line = "eval golden/models/dense --data half.jsonl --data-tokens 2";
+    sandbox.must_refuse(line, 1, &["line 2", "surrogate pair", "half.jsonl"]);
+}
+
+#[test]
+fn a_name_with_an_equals_sign_is_taken_for_a_label_and_a_path() {
+    let sandbox = Sandbox::new();
     sandbox.write("a=b.txt", "some words here");
-    let cases: &[(&str, i32, &[&str])] = &[
-        ("data.parquet", 1, &["Parquet", "read_parquet"]),
-        ("utf16.txt", 1, &["UTF-16", "iconv -f UTF-16"]),
-        ("object.json", 1, &["line 1", "\"data\""]),
-        ("half.jsonl --data-tokens 2", 1, &["line 2", "surrogate pair"]),
-        ("pretty.jsonl", 1, &["line 1", "jq -c ."]),
-        ("alpaca.jsonl", 1, &["line 1", "\"instruction\", \"output\"", "\"text\""]),
-        ("cut.gz", 1, &["gzip"]),
-        ("a=b.txt", 1, &["./a=b.txt"]),
-    ];
-    let refused = |(file, code, complaints): &(&str, i32, &[&str])| {
-        let name = file.split(' ').next().unwrap_or(file);
-        let complaints = [*complaints, &[name.rsplit('=').next().unwrap_or(name)]].concat();
-        sandbox.refuses(&format!("eval golden/models/dense --data {file}"), *code, &complaints)
-    };
-    assert_none(&cases.iter().filter_map(refused).collect::<Vec<_>>());
-    sandbox.run("eval golden/models/dense --data ./a=b.txt").succeeds();
+    let eval = "eval golden/models/dense --data";
+    sandbox.must_refuse(&format!("{eval} a=b.txt"), 1, &["./a=b.txt", "b.txt"]);
+    sandbox.run(&format!("{eval} ./a=b.txt")).succeeds();
 }
 
 const RECORD: &str = r#"{"text": "some words here"}"#;
@@ -204,6 +220,11 @@ fn tables_and_markup_are_taken_for_text_with_a_note() {
             if name.ends_with("gz") { "CSV" } else { note },
         ]);
     }
+}
+
+#[test]
+fn plain_text_and_sources_are_read_without_a_note() {
+    let sandbox = Sandbox::new();
     for name in ["t.txt", "t.md", "t.py", "t"] {
         sandbox.write(name, "some words here");
         let outcome = sandbox.run(&format!("eval golden/models/dense --data {name}")).succeeds();
@@ -314,31 +335,31 @@ fn commas_too_many_in_a_list_are_named() {
     assert_none(&problems);
 }
 
+/// Commands that read the file `pipe`.
+const READ_PIPES: [&str; 13] = [
+    "eval golden/models/dense --data pipe",
+    "eval golden/models/dense --data a=pipe@0.5",
+    "logits golden/models/dense --tokens pipe -o out",
+    "observe golden/models/moe -o out --data ids.jsonl --add pipe",
+    "prune golden/models/moe -o out --experts 12 --data pipe",
+    "prune golden/models/moe -o out --experts 12 --stats pipe",
+    "prune golden/models/moe -o out --plan pipe",
+    "prune golden/models/moe -o out --experts 12 --criterion random --held-out pipe",
+    "quantize golden/models/moe -o out --scheme w4a16 --data ids.jsonl --pool pipe --top-up-below 1",
+    "heal golden/models/moe -o out --data pipe",
+    "heal golden/models/moe -o out --data ids.jsonl --held-out pipe",
+    "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts pipe",
+    "run pipe",
+];
+
 /// A pipe in place of an input file has no writer, so that opening it would wait.
 #[test]
 fn no_input_is_waited_for() {
-    let observe = "observe golden/models/moe -o out --data ids.jsonl";
-    let prune = "prune golden/models/moe -o out --experts 12";
-    let cases = [
-        "eval golden/models/dense --data pipe".to_owned(),
-        "eval golden/models/dense --data a=pipe@0.5".to_owned(),
-        "logits golden/models/dense --tokens pipe -o out".to_owned(),
-        format!("{observe} --add pipe"),
-        format!("{prune} --data pipe"),
-        format!("{prune} --stats pipe"),
-        "prune golden/models/moe -o out --plan pipe".to_owned(),
-        format!("{prune} --criterion random --held-out pipe"),
-        "quantize golden/models/moe -o out --scheme w4a16 --data ids.jsonl --pool pipe --top-up-below 1".to_owned(),
-        "heal golden/models/moe -o out --data pipe".to_owned(),
-        "heal golden/models/moe -o out --data ids.jsonl --held-out pipe".to_owned(),
-        "upcycle golden/models/dense -o out --experts 2 --top-k 1 --router prompts --prompts pipe".to_owned(),
-        "run pipe".to_owned(),
-    ];
     let sandbox = Sandbox::new();
     sandbox.write("ids.jsonl", "{\"input_ids\": [5, 6, 7]}\n");
     sandbox.shell("mkfifo pipe").succeeds();
     let mut problems = Vec::new();
-    for line in cases {
+    for line in READ_PIPES {
         let outcome = sandbox.shell(&format!("timeout -s KILL 20 '{BINARY}' {line}"));
         let said = ["pipe", "remedy"].iter().all(|word| outcome.stderr.contains(word));
         if ![1, 2].contains(&outcome.code) || !said {

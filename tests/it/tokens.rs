@@ -131,26 +131,27 @@ fn numbers_that_only_python_reads_may_be_masks_and_ids() {
     }
 }
 
+/// A special token as tokenizer_config.json lists it.
+fn special_token(content: &str) -> Value {
+    json!({"content": content, "lstrip": false, "rstrip": false, "normalized": false,
+           "single_word": false, "special": true})
+}
+
 #[test]
 fn special_tokens_that_only_the_config_lists_are_tokens() {
     let sandbox = Sandbox::new();
     let model = sandbox.copy("models/moe", "model");
     model.set("vocab_size", json!(2050));
     two_more_tokens(&sandbox);
-    let token = |content: &str| {
-        json!({"content": content, "lstrip": false, "rstrip": false, "normalized": false,
-               "single_word": false, "special": true})
-    };
+    let listed = [("0", "<|endoftext|>"), ("2048", "<|im_start|>"), ("2049", "<|im_end|>")];
+    let listed: Value =
+        listed.map(|(id, content)| (id, special_token(content))).into_iter().collect();
     model.edit_json("tokenizer_config.json", |config| {
-        config.insert(
-            "added_tokens_decoder".into(),
-            json!({"0": token("<|endoftext|>"), "2048": token("<|im_start|>"), "2049": token("<|im_end|>")}),
-        );
+        config.insert("added_tokens_decoder".into(), listed);
     });
-    sandbox.write(
-        "model/chat_template.jinja",
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}",
-    );
+    let message = "'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'";
+    let template = format!("{{% for m in messages %}}{{{{ {message} }}}}{{% endfor %}}");
+    sandbox.write("model/chat_template.jinja", template);
     let data = rows(|i| {
         json!([
             {"role": "user", "content": format!("What is {i} plus {i}?")},
@@ -199,42 +200,38 @@ fn tokens_without_an_embedding_are_refused_where_they_are_used() {
 }
 
 #[test]
-fn templates_and_tokenizers_without_end_are_refused_at_once() {
+fn templates_without_end_are_refused_at_once() {
     let sandbox = Sandbox::new();
-    let model = sandbox.copy("models/dense", "model");
+    sandbox.copy("models/dense", "model");
     sandbox.write(
         "chat.jsonl",
         "{\"messages\":[{\"role\":\"user\",\"content\":\"hi there my friend\"}]}\n",
     );
-    sandbox.write("text.txt", "a few words");
-    let expressions = [
+    for expression in [
         "{{".to_owned() + &"-".repeat(20_000) + "1}}",
         "{{ 1".to_owned() + &"+1".repeat(50_000) + "}}",
         "{{ x".to_owned() + &".y".repeat(50_000) + "}}",
-    ];
-    let mut problems = Vec::new();
-    for expression in expressions {
+    ] {
         sandbox.write("model/chat_template.jinja", expression);
-        problems.extend(sandbox.refuses(
-            "eval model --data chat.jsonl --data-tokens 8",
-            1,
-            &["chat_template.jinja", "nested more than 1000 deep"],
-        ));
+        let complaints = ["chat_template.jinja", "nested more than 1000 deep"];
+        sandbox.must_refuse("eval model --data chat.jsonl --data-tokens 8", 1, &complaints);
     }
+}
+
+#[test]
+fn tokenizers_without_end_are_refused_at_once() {
+    let sandbox = Sandbox::new();
+    let model = sandbox.copy("models/dense", "model");
+    sandbox.write("text.txt", "a few words");
     let replace = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "ee"});
-    let normalizers = [
+    for normalizer in [
         json!({"type": "Sequence", "normalizers": vec![replace; 60]}),
         json!({"type": "Prepend", "prepend": "e".repeat(100_000)}),
-    ];
-    for normalizer in normalizers {
+    ] {
         model.edit_json("tokenizer.json", |tokenizer| {
             _ = tokenizer.insert("normalizer".into(), normalizer)
         });
-        problems.extend(sandbox.refuses(
-            "eval model --data text.txt",
-            1,
-            &["tokenizer.json", "multiplies"],
-        ));
+        let complaints = ["tokenizer.json", "multiplies"];
+        sandbox.must_refuse("eval model --data text.txt", 1, &complaints);
     }
-    assert_none(&problems);
 }

@@ -158,54 +158,59 @@ fn a_model_that_was_made_on_the_text_is_noted() {
     }
 }
 
-/// Statistics say which text they come from, and receipts of results made from them say so too.
-#[test]
-fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
+const ENGLISH: &str = "golden/text/english.calibration.txt";
+const OTHER_ENGLISH: &str = "golden/text/english.heldout.txt";
+
+/// A sandbox with statistics: `first` of one.txt, and `both` of a/one.txt, too. renamed.txt has the
+/// text of one.txt.
+fn with_statistics() -> Sandbox {
     let sandbox = Sandbox::new();
-    let [english, held_out] =
-        ["golden/text/english.calibration.txt", "golden/text/english.heldout.txt"];
-    sandbox
-        .shell(&format!(
-            "cp {english} one.txt; mkdir a; cp {held_out} a/one.txt; cp {english} renamed.txt"
-        ))
-        .succeeds();
+    let copies = format!(
+        "cp {ENGLISH} one.txt; mkdir a; cp {OTHER_ENGLISH} a/one.txt; cp {ENGLISH} renamed.txt"
+    );
+    sandbox.shell(&copies).succeeds();
     let text = "--data-tokens 256 --sequence-length 64";
     sandbox.run(&format!("observe {MOE} -o first --data one.txt {text}")).succeeds();
     sandbox.run(&format!("observe {MOE} -o both --add first --data a/one.txt {text}")).succeeds();
-    let hash = |file: &str| sha256_file(&sandbox.path(file)).unwrap();
-    let mut problems = Vec::new();
+    sandbox
+}
+
+/// Statistics say which text they come from, and receipts of results made from them say so too.
+#[test]
+fn a_model_that_was_made_of_statistics_of_the_text_is_noted() {
+    let sandbox = with_statistics();
     for (pass, stats, files) in [
-        ("prune", "first", vec!["one.txt"]),
-        ("merge", "first", vec!["one.txt"]),
-        ("prune", "both", vec!["one.txt", "a/one.txt"]),
+        ("prune", "first", &["one.txt"][..]),
+        ("merge", "first", &["one.txt"]),
+        ("prune", "both", &["one.txt", "a/one.txt"]),
     ] {
-        sandbox
-            .run(&format!("{pass} {MOE} -o out --overwrite --experts 12 --stats {stats}"))
-            .succeeds();
-        let receipt = sandbox.json("out/moe-convert.json");
-        let observed: BTreeSet<&str> =
-            receipt["observed"].as_object().unwrap().values().filter_map(|v| v.as_str()).collect();
-        let wanted: Vec<String> = files.iter().map(|file| hash(file)).collect();
-        if observed != wanted.iter().map(String::as_str).collect() {
-            problems.push(format!("{pass} {stats}: {}", receipt["observed"]));
-        }
-        for (data, is_learned) in [("renamed.txt", true), (held_out, files.len() == 2)] {
+        let how = format!("--overwrite --experts 12 --stats {stats}");
+        sandbox.run(&format!("{pass} {MOE} -o out {how}")).succeeds();
+        let observed = sandbox.json("out/moe-convert.json")["observed"].take();
+        let hashes = observed.as_object().unwrap().values().filter_map(|v| v.as_str());
+        let wanted = files.iter().map(|file| sha256_file(&sandbox.path(file)).unwrap());
+        assert_eq!(
+            hashes.map(str::to_owned).collect::<BTreeSet<_>>(),
+            wanted.collect::<BTreeSet<_>>(),
+            "{pass} {stats}"
+        );
+        for (data, is_learned) in [("renamed.txt", true), (OTHER_ENGLISH, files.len() == 2)] {
             let said = sandbox.run(&format!("eval out --data {data} --data-tokens 64")).succeeds();
-            if said.stderr.contains("was made on this text") != is_learned {
-                problems.push(format!("{pass} {stats} {data}: {said}"));
-            }
+            let is_noted = said.stderr.contains("was made on this text");
+            assert_eq!(is_noted, is_learned, "{pass} {stats} {data}: {said}");
         }
     }
-    assert_none(&problems);
-    let prune = format!(
-        "prune {MOE} -o new --experts 12 --stats first --no-baseline --held-out-tokens 64 --dry-run --held-out"
-    );
+}
+
+#[test]
+fn statistics_of_the_held_out_text_are_noted() {
+    let sandbox = with_statistics();
+    let how = "--stats first --no-baseline --held-out-tokens 64 --dry-run";
+    let prune = format!("prune {MOE} -o new --experts 12 {how} --held-out");
     let planned = sandbox.run(&format!("{prune} renamed.txt")).succeeds().stdout;
-    assert!(
-        planned.contains("renamed.txt is held out, and the statistics were gathered on it"),
-        "{planned}"
-    );
-    let apart = sandbox.run(&format!("{prune} {held_out}")).succeeds().stdout;
+    let note = "renamed.txt is held out, and the statistics were gathered on it";
+    assert!(planned.contains(note), "{planned}");
+    let apart = sandbox.run(&format!("{prune} {OTHER_ENGLISH}")).succeeds().stdout;
     assert!(!apart.contains("gathered on it"), "{apart}");
 }
 
@@ -285,22 +290,23 @@ fn dry_runs_decide_what_weights_alone_decide() {
     assert!(!sound.stdout.contains("decided when it runs"), "{}", sound.stdout);
 }
 
+const SCHEMES: [&str; 9] = [
+    "w4a16",
+    "w4a16 --group-size -1",
+    "w4a16 --asymmetric",
+    "w3a16",
+    "w8a16 --format gptq",
+    "w2a16 --format gptq",
+    "fp8",
+    "fp8-block",
+    "fp8-block --format compressed-tensors",
+];
+
 #[test]
 fn quantize_warns_of_what_verify_finds_in_its_result() {
     let sandbox = Sandbox::new();
-    let options = [
-        "w4a16",
-        "w4a16 --group-size -1",
-        "w4a16 --asymmetric",
-        "w3a16",
-        "w8a16 --format gptq",
-        "w2a16 --format gptq",
-        "fp8",
-        "fp8-block",
-        "fp8-block --format compressed-tensors",
-    ];
-    let mut warned = std::collections::BTreeSet::new();
-    for scheme in options {
+    let mut warned = BTreeSet::new();
+    for scheme in SCHEMES {
         let line =
             format!("quantize golden/models/moe -o out --overwrite --solver rtn --scheme {scheme}");
         sandbox.run(&line).succeeds();

@@ -4,41 +4,32 @@ use serde_json::Value;
 
 use crate::common::{Sandbox, root, tensors};
 
+/// Compares the logits of a golden model with those in the file `reference`.
+fn assert_logits(model: &str, tokens: &str, reference: &str) {
+    let sandbox = Sandbox::new();
+    let line = format!("logits golden/{model} --tokens golden/{tokens} -o l.safetensors");
+    sandbox.run(&line).succeeds();
+    let written = tensors::read(&sandbox.path("l.safetensors"));
+    assert_eq!(written.keys().collect::<Vec<_>>(), ["logits"]);
+    let expected = &tensors::read(&root().join("golden").join(reference))["logits"];
+    let difference = tensors::max_difference(&written["logits"], expected);
+    assert!(difference < 1e-4, "{model}: {difference}");
+}
+
 #[test]
 fn logits_are_those_of_transformers() {
-    let sandbox = Sandbox::new();
-    let mut cases: Vec<_> = ["llama/base", "qwen2_moe/base", "mixtral/sharded", "olmoe/base"]
-        .map(|c| {
-            (
-                format!("families/{c}/model"),
-                format!("families/{c}/tokens.json"),
-                format!("families/{c}/reference.safetensors"),
-            )
-        })
-        .into();
-    for name in ["dense", "moe"] {
-        cases.push((
-            format!("models/{name}"),
-            format!("models/{name}.tokens.json"),
-            format!("models/{name}.logits.safetensors"),
-        ));
+    for family in ["llama/base", "qwen2_moe/base", "mixtral/sharded", "olmoe/base"] {
+        let of = |file: &str| format!("families/{family}/{file}");
+        assert_logits(&of("model"), &of("tokens.json"), &of("reference.safetensors"));
     }
-    for (model, tokens, reference) in cases {
-        sandbox
-            .run(&format!(
-                "logits golden/{model} --tokens golden/{tokens} -o l.safetensors --overwrite"
-            ))
-            .succeeds();
-        let written = tensors::read(&sandbox.path("l.safetensors"));
-        assert_eq!(written.keys().collect::<Vec<_>>(), ["logits"]);
-        let expected = &tensors::read(&root().join("golden").join(reference))["logits"];
-        let difference = tensors::max_difference(&written["logits"], expected);
-        assert!(difference < 1e-4, "{model}: {difference}");
+    for model in ["models/dense", "models/moe"] {
+        let of = |suffix: &str| format!("{model}.{suffix}");
+        assert_logits(model, &of("tokens.json"), &of("logits.safetensors"));
     }
 }
 
 /// golden/routing tests what the routers of each family do in bf16. This test is about the option
-/// that asks for it, and about receipts, which record it.
+/// that asks for it.
 #[test]
 fn routers_compute_in_the_models_dtype_on_request() {
     let sandbox = Sandbox::new();
@@ -46,19 +37,23 @@ fn routers_compute_in_the_models_dtype_on_request() {
         [("mixtral", true), ("qwen3_moe", true), ("deepseek_v3", false), ("glm4_moe", false)]
     {
         let golden = format!("golden/families/{family}/base");
-        for dtype in ["f32", "model"] {
-            let line =
-                format!("logits {golden}/model --tokens {golden}/tokens.json -o {family}.{dtype}");
+        let [wide, rounded] = ["f32", "model"].map(|dtype| {
+            let output = format!("{family}.{dtype}");
+            let line = format!("logits {golden}/model --tokens {golden}/tokens.json -o {output}");
             sandbox.run(&format!("{line} --router-dtype {dtype}")).succeeds();
-        }
-        let [wide, rounded] = ["f32", "model"]
-            .map(|dtype| tensors::read(&sandbox.path(&format!("{family}.{dtype}"))));
+            tensors::read(&sandbox.path(&output))
+        });
         let apart = tensors::max_difference(&wide["logits"], &rounded["logits"]);
         assert!(
             if rounds { apart > 1e-4 && apart < 0.5 } else { apart == 0.0 },
             "{family}: {apart}"
         );
     }
+}
+
+#[test]
+fn receipts_record_the_dtype_of_routers() {
+    let sandbox = Sandbox::new();
     let prune = "prune golden/models/moe -o out --experts 12 --criterion reap --data-tokens 512 \
                  --data golden/text/code.calibration.txt";
     sandbox.run(&format!("{prune} --router-dtype model")).succeeds();
@@ -67,10 +62,8 @@ fn routers_compute_in_the_models_dtype_on_request() {
     let again = sandbox.run(&format!("{prune} --resume --router-dtype model")).succeeds();
     assert!(again.stdout.contains("is finished already"), "{again}");
     sandbox.run(&format!("{prune} --resume")).exits(2).says(&["other options"]);
-    sandbox
-        .run(&format!("{prune} --router-dtype bf16"))
-        .exits(2)
-        .says(&["possible values", "model"]);
+    let unknown = sandbox.run(&format!("{prune} --router-dtype bf16"));
+    unknown.exits(2).says(&["possible values", "model"]);
 }
 
 #[test]

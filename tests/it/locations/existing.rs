@@ -8,31 +8,54 @@ use super::{TEXT, sandbox};
 use crate::common::held::Held;
 use crate::common::{Sandbox, assert_none};
 
-#[test]
-fn files_replace_their_own_kind_alone() {
-    let sandbox = sandbox();
-    let writers = [
+/// A file, a command that writes it in place of `FILE`, and what errors call its content.
+type Writer = (&'static str, String, &'static str);
+
+fn writers() -> [Writer; 4] {
+    [
         ("stats", format!("observe m -o FILE {TEXT}"), "statistics"),
         ("logits", "logits m --tokens ids.json -o FILE".to_owned(), "logits"),
         ("plan", format!("prune m -o out --keep 0.5 {TEXT} --dry-run --plan-out FILE"), "a plan"),
         ("junit", "run recipe.toml --junit FILE".to_owned(), "JUnit XML"),
-    ];
+    ]
+}
+
+/// A sandbox in which each of `writers` has written its file.
+fn written(writers: &[Writer]) -> Sandbox {
+    let sandbox = sandbox();
     sandbox.write("recipe.toml", "[[step]]\nrun = \"verify\"\nmodel = \"m\"\n");
-    let line = |index: usize, file: &str| writers[index].1.replace("FILE", file);
-    for (index, (file, ..)) in writers.iter().enumerate() {
-        sandbox.run(&line(index, file)).succeeds();
-        sandbox.write("empty", "");
-        sandbox.run(&line(index, "empty")).succeeds();
-        assert!(!sandbox.read("empty").is_empty());
+    for (file, line, _) in writers {
+        sandbox.run(&line.replace("FILE", file)).succeeds();
     }
+    sandbox
+}
+
+#[test]
+fn empty_files_and_files_of_the_same_kind_are_replaced() {
+    let writers = writers();
+    let sandbox = written(&writers);
+    for (file, line, _) in &writers {
+        sandbox.write("empty", "");
+        sandbox.run(&line.replace("FILE", "empty")).succeeds();
+        assert!(!sandbox.read("empty").is_empty());
+        let again = line.replace("FILE", file);
+        sandbox.must_refuse(&again, 2, &["exists", "--overwrite"]);
+        sandbox.run(&format!("{again} --overwrite")).succeeds();
+    }
+}
+
+#[test]
+fn files_of_another_kind_are_not_replaced() {
+    let writers = writers();
+    let sandbox = written(&writers);
     sandbox.write("thesis.tex", "years");
     sandbox.write("other.json", "{\"layers\": 3, \"keep\": []}");
     symlink("thesis.tex", sandbox.path("to-thesis")).unwrap();
     symlink("nowhere", sandbox.path("dangling")).unwrap();
     sandbox.write("out.bin", [0, 159, 146, 150]);
-    for (index, (own, _, content)) in writers.iter().enumerate() {
+    for (own, line, content) in &writers {
         let over =
-            |file: &str| ["", "--overwrite"].map(|how| format!("{} {how}", line(index, file)));
+            |file: &str| ["", "--overwrite"].map(|how| line.replace("FILE", file) + " " + how);
         let others = writers.iter().map(|(file, ..)| *file).filter(|file| file != own);
         for other in others.chain(["thesis.tex", "other.json", "out.bin"]) {
             sandbox.must_refuse_all(&over(other), 2, &[content]);
@@ -43,14 +66,17 @@ fn files_replace_their_own_kind_alone() {
             sandbox.must_refuse_all(&over(link), 2, &["is a link"]);
         }
         sandbox.must_refuse_all(&over("held"), 2, &["is a directory"]);
-        // Text may go to a device: see `replaced.rs`.
-        if ["statistics", "logits"].contains(content) {
-            sandbox.must_refuse_all(&over("/dev/null"), 2, &["regular file"]);
-        }
-        sandbox.must_refuse(&line(index, own), 2, &["exists", "--overwrite"]);
     }
-    for (index, (own, ..)) in writers.iter().enumerate() {
-        sandbox.run(&format!("{} --overwrite", line(index, own))).succeeds();
+}
+
+/// Text may go to a device: see `replaced.rs`.
+#[test]
+fn tensors_do_not_go_to_a_device() {
+    let writers = writers();
+    let sandbox = written(&writers);
+    for (_, line, _) in writers.iter().filter(|(file, ..)| ["stats", "logits"].contains(file)) {
+        let line = line.replace("FILE", "/dev/null");
+        sandbox.must_refuse_all(&[format!("{line} --overwrite"), line], 2, &["regular file"]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests that finished steps are kept, as long as their inputs, options and results are the same.
 
 use super::{RECIPE, SHARED, sandbox};
-use crate::common::{Sandbox, root};
+use crate::common::{Sandbox, step};
 
 /// The shell that waits for a run counts what the run reads of files, too.
 #[test]
@@ -68,14 +68,7 @@ fn damaged_results_are_not_taken_for_finished() {
 #[test]
 fn a_changed_source_is_converted_again() {
     let sandbox = sandbox(&RECIPE.replace("golden/models/dense\"\noutput", "dense\"\noutput"));
-    let copy = |name: &str| {
-        std::fs::create_dir_all(sandbox.path(name)).unwrap();
-        for entry in std::fs::read_dir(root().join("golden/models/dense")).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, sandbox.path(name).join(path.file_name().unwrap())).unwrap();
-        }
-    };
-    copy("dense");
+    sandbox.copy("models/dense", "dense");
     sandbox.run("run recipe.toml").succeeds();
     std::fs::rename(sandbox.path("dense"), sandbox.path("moved")).unwrap();
     let text = String::from_utf8(sandbox.read("recipe.toml")).unwrap();
@@ -102,11 +95,8 @@ fn nothing_is_computed_twice() {
     let steps =
         ["step 1 of 5: prune\n", "step 2 of 5: prune; bits 4", "step 5 of 5: quantize; bits 8"];
     let outcome = sandbox.run("run recipe.toml").succeeds().says(&steps);
-    assert!(
-        outcome.stdout.contains("result/pruned-8 is a copy of result/pruned-4"),
-        "{}",
-        outcome.stdout
-    );
+    let copied = "result/pruned-8 is a copy of result/pruned-4";
+    assert!(outcome.stdout.contains(copied), "{}", outcome.stdout);
     for file in ["model.safetensors", "config.json", "moe-convert.json"] {
         let of = |dir: &str| sandbox.read(&format!("result/{dir}/{file}"));
         assert!(of("pruned-4") == of("pruned-8"), "{file}");
@@ -124,11 +114,7 @@ fn nothing_is_computed_twice() {
     );
 }
 
-/// If its input changes in between, the same step runs again.
-#[test]
-fn steps_whose_input_changes_in_between_all_run() {
-    let sandbox = sandbox(
-        r#"
+const TWICE: &str = r#"
 [[step]]
 each.keep = [0.5, 0.25]
 [[step.step]]
@@ -146,8 +132,12 @@ overwrite = true
 scheme = "w4a16"
 solver = "rtn"
 group-size = 32
-"#,
-    );
+"#;
+
+/// If its input changes in between, the same step runs again.
+#[test]
+fn steps_whose_input_changes_in_between_all_run() {
+    let sandbox = sandbox(TWICE);
     let outcome =
         sandbox.run("run recipe.toml").succeeds().says(&["step 4 of 4: quantize; keep 0.25"]);
     assert!(outcome.stdout.contains("6 of 24 rows"), "{}", outcome.stdout);
@@ -159,18 +149,9 @@ group-size = 32
 /// A plan is part of its result. It belongs to no other run, and isn't an input.
 #[test]
 fn plans_belong_to_their_steps() {
-    let sandbox = sandbox(
-        r#"
-[[step]]
-run = "prune"
-model = "golden/models/moe"
-output = "pruned"
-overwrite = true
-keep = 0.5
-criterion = "random"
-plan-out = "plan.json"
-"#,
-    );
+    let keys = "output = \"pruned\"\noverwrite = true\nkeep = 0.5\ncriterion = \"random\"\n\
+                plan-out = \"plan.json\"";
+    let sandbox = sandbox(&step("prune", "golden/models/moe", keys));
     sandbox.run("run recipe.toml").succeeds();
     let plan = sandbox.read("plan.json");
     assert!(sandbox.run("run recipe.toml").succeeds().stdout.contains("finished already"));
@@ -180,7 +161,11 @@ plan-out = "plan.json"
     let line = "prune golden/models/moe -o again --plan plan.json --plan-out plan.json";
     sandbox.run(line).exits(2).says(&["plan.json", "a name of its own"]);
     assert!(sandbox.read("plan.json") == plan);
-    // A dry run doesn't train to find a plan.
+}
+
+#[test]
+fn a_dry_run_does_not_train_to_find_a_plan() {
+    let sandbox = Sandbox::new();
     let heal = "[[step.pass]]\nrun = \"heal\"\nsteps = 2\ndata = [\"golden/text/english.calibration.txt\"]\n";
     let prune = "[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ncriterion = \"random\"\nplan-out = \"other.json\"\n";
     let step = "[[step]]\nrun = \"convert\"\nmodel = \"golden/models/moe\"\noutput = \"both\"\n";

@@ -1,7 +1,7 @@
 //! Tests that the steps of a recipe run in order, with its variables, until one fails.
 
 use super::{RECIPE, sandbox};
-use crate::common::root;
+use crate::common::{Sandbox, root};
 
 #[test]
 fn steps_run_in_order() {
@@ -41,11 +41,7 @@ fn variables_are_set() {
     sandbox.run("run recipe.toml --set outt=x").exits(2).says(&["outt"]);
 }
 
-/// Prunes and quantizes in one step, without writing the pruned model to the disk.
-#[test]
-fn passes_run_in_one_step() {
-    let sandbox = sandbox(
-        r#"
+const PASSES: &str = r#"
 [defaults.quantize]
 scheme = "w8a16"
 group-size = 32
@@ -61,8 +57,12 @@ criterion = "random"
 [[step.pass]]
 run = "quantize"
 solver = "rtn"
-"#,
-    );
+"#;
+
+/// Prunes and quantizes in one step, without writing the pruned model to the disk.
+#[test]
+fn passes_run_in_one_step() {
+    let sandbox = sandbox(PASSES);
     let dry = sandbox.run("run recipe.toml --dry-run").succeeds();
     assert!(dry.stdout.contains("prune → quantize"), "{}", dry.stdout);
     let outcome =
@@ -70,10 +70,12 @@ solver = "rtn"
     assert!(outcome.stdout.contains("12 of 24 rows"), "{}", outcome.stdout);
     assert_eq!(sandbox.names("."), ["golden", "out", "recipe.toml"]);
     sandbox.run("verify out").succeeds();
-    let wrong = String::from_utf8(sandbox.read("recipe.toml"))
-        .unwrap()
-        .replace("keep = 0.5", "keeep = 0.5");
-    sandbox.write("wrong.toml", wrong);
+}
+
+#[test]
+fn errors_in_passes_name_the_pass() {
+    let sandbox = Sandbox::new();
+    sandbox.write("wrong.toml", PASSES.replace("keep = 0.5", "keeep = 0.5"));
     sandbox.run("run wrong.toml").exits(2).says(&["line 12, step 1 (convert): pass 1", "keeep"]);
 }
 

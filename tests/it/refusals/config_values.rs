@@ -12,7 +12,7 @@ const LATENT: &str = "families/deepseek_v3/base/model";
 const PACKED: &str = "quantize/checkpoints/qwen3_moe.w4";
 
 /// A config in which `key` has `value`, and words of the message that it gets.
-fn set(key: &'static str, value: Value, words: &'static [&'static str]) -> Case {
+pub(super) fn set(key: &'static str, value: Value, words: &'static [&'static str]) -> Case {
     case(&format!("{key} {value}"), move |c| c.set(key, value.clone()), words)
 }
 
@@ -90,26 +90,23 @@ fn configs_with_absurd_experts_are_refused_in_bounds() {
             set("mlp_only_layers", json!({"0": 0}), &[CONFIG, "mlp_only_layers"]),
         ],
     );
+}
+
+#[test]
+fn configs_with_absurd_groups_and_heads_are_refused_in_bounds() {
     all_refused_in_bounds(
         LATENT,
         &[
             set("n_group", json!(1e9 as u64), &[CONFIG, "n_group"]),
-            case(
-                "heads that overflow",
-                |c| {
-                    for key in [
-                        "num_attention_heads",
-                        "num_key_value_heads",
-                        "qk_nope_head_dim",
-                        "v_head_dim",
-                    ] {
-                        c.set(key, json!(i32::MAX));
-                    }
-                },
-                &["self_attn.", "shape"],
-            ),
+            case("heads that overflow", set_heads_that_overflow, &["self_attn.", "shape"]),
         ],
     );
+}
+
+fn set_heads_that_overflow(c: &Checkpoint) {
+    for key in ["num_attention_heads", "num_key_value_heads", "qk_nope_head_dim", "v_head_dim"] {
+        c.set(key, json!(i32::MAX));
+    }
 }
 
 #[test]

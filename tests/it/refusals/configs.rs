@@ -12,7 +12,7 @@ fn swap(checkpoint: &Checkpoint, name: &str) {
 }
 
 #[test]
-fn configs_that_are_no_configs_are_refused() {
+fn folders_without_a_config_are_refused() {
     let cases = [
         case("missing", |c| c.remove(CONFIG), &["model", "no config.json"]),
         case(
@@ -22,6 +22,13 @@ fn configs_that_are_no_configs_are_refused() {
         ),
         case("GGUF", |c| swap(c, "model-Q4_K_M.gguf"), &["model", "GGUF", "safetensors"]),
         case("a folder", |c| c.make_directory_of(CONFIG), &[CONFIG]),
+    ];
+    all_refused(LLAMA, EVERY_COMMAND, &cases);
+}
+
+#[test]
+fn configs_that_are_not_json_objects_are_refused() {
+    let cases = [
         case("truncated", |c| c.truncate(CONFIG, 300), &[CONFIG, "JSON"]),
         case("empty", |c| c.truncate(CONFIG, 0), &[CONFIG, "JSON"]),
         case("a list", |c| c.write(CONFIG, "[]"), &[CONFIG, "JSON"]),
@@ -33,6 +40,13 @@ fn configs_that_are_no_configs_are_refused() {
             |c| c.write(CONFIG, format!("{{\"a\":{}", "[".repeat(100_000))),
             &[CONFIG, "recursion"],
         ),
+    ];
+    all_refused(LLAMA, EVERY_COMMAND, &cases);
+}
+
+#[test]
+fn configs_without_a_known_model_type_are_refused() {
+    let cases = [
         case("no model_type", |c| c.unset("model_type"), &[CONFIG, "model_type"]),
         case("an empty object", |c| c.write(CONFIG, "{}"), &[CONFIG, "model_type"]),
         case(
@@ -46,7 +60,7 @@ fn configs_that_are_no_configs_are_refused() {
 }
 
 #[test]
-fn configs_that_ask_for_what_is_not_supported_are_refused() {
+fn quantizations_and_activations_that_are_not_supported_are_refused() {
     let cases = [
         case(
             "quantized",
@@ -59,14 +73,17 @@ fn configs_that_ask_for_what_is_not_supported_are_refused() {
             &[CONFIG, "hidden_act", "gelu", "silu"],
         ),
         case("no activation", |c| c.set("hidden_act", json!(null)), &[CONFIG, "hidden_act"]),
+    ];
+    all_refused(LLAMA, EVERY_COMMAND, &cases);
+}
+
+#[test]
+fn rotary_embeddings_that_are_not_supported_are_refused() {
+    let dynamic = json!({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0});
+    let cases = [
         case(
             "dynamic rope",
-            |c| {
-                c.set(
-                    "rope_parameters",
-                    json!({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-                )
-            },
+            move |c| c.set("rope_parameters", dynamic.clone()),
             &[CONFIG, "dynamic"],
         ),
         case(
@@ -98,6 +115,13 @@ fn configs_of_any_size_and_depth_are_refused_in_bounds() {
             |c| c.make_link_of(CONFIG, "/dev/zero"),
             &["config.json"],
         ),
+    ];
+    all_refused_in_bounds(LLAMA, &cases);
+}
+
+#[test]
+fn configs_in_other_encodings_are_refused_in_bounds() {
+    let cases = [
         case(
             "a config with two marks",
             |c| c.edit_bytes(CONFIG, |b| _ = b.splice(0..0, *b"\xef\xbb\xbf\xef\xbb\xbf")),

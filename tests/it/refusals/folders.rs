@@ -1,8 +1,8 @@
 //! Tests that folders which are no checkpoints are refused, and pipes and devices in place of files.
 
 use super::{
-    CONFIG, EVERY_COMMAND, LLAMA, Request, SECOND_SHARD, SHARDED, accepted, all_refused, case,
-    requests_refused, with_text,
+    CONFIG, Case, EVERY_COMMAND, LLAMA, Request, SECOND_SHARD, SHARDED, accepted, all_refused,
+    case, requests_refused, with_text,
 };
 use crate::common::checkpoint::{Checkpoint, INDEX, SHARD};
 use crate::common::{BINARY, Sandbox, assert_none};
@@ -17,33 +17,25 @@ fn directories_that_are_no_checkpoints_are_refused() {
         case("empty", clear, &["model", "no config.json"]),
         case("no weights", |c| c.remove(SHARD), &["model", "no safetensors weights"]),
         case("weights a folder", |c| c.make_directory_of(SHARD), &[SHARD]),
-        case(
-            "pickled",
-            |c| c.rename(SHARD, "pytorch_model.bin"),
-            &["pickled", "safe_serialization"],
-        ),
-        case(
-            "old pickled",
-            |c| c.rename(SHARD, "consolidated.00.pth"),
-            &["pickled", "consolidated", "Hugging Face's format"],
-        ),
-        case(
-            "GGUF beside a config",
-            |c| c.rename(SHARD, "m-Q4_K_M.gguf"),
-            &["GGUF weights only", "safetensors checkpoint"],
-        ),
-        case(
-            "distributed",
-            |c| c.rename(SHARD, "__0_0.distcp"),
-            &["distributed", "accelerate merge-weights"],
-        ),
-        case("MLX", |c| c.rename(SHARD, "weights.npz"), &["MLX", "safetensors checkpoint"]),
-        case("ONNX", |c| c.rename(SHARD, "model.onnx"), &["ONNX weights only"]),
-        case(
-            "TensorFlow",
-            |c| c.rename(SHARD, "tf_model.h5"),
-            &["TensorFlow weights only", "from_tf"],
-        ),
+    ];
+    all_refused(LLAMA, EVERY_COMMAND, &cases);
+}
+
+/// A checkpoint whose only weights have the name `file`, by which another tool's format is known.
+fn weights_named(file: &'static str, words: &'static [&'static str]) -> Case {
+    case(file, move |c| c.rename(SHARD, file), words)
+}
+
+#[test]
+fn weights_in_formats_of_other_tools_are_refused() {
+    let cases = [
+        weights_named("pytorch_model.bin", &["pickled", "safe_serialization"]),
+        weights_named("consolidated.00.pth", &["pickled", "consolidated", "Hugging Face's format"]),
+        weights_named("m-Q4_K_M.gguf", &["GGUF weights only", "safetensors checkpoint"]),
+        weights_named("__0_0.distcp", &["distributed", "accelerate merge-weights"]),
+        weights_named("weights.npz", &["MLX", "safetensors checkpoint"]),
+        weights_named("model.onnx", &["ONNX weights only"]),
+        weights_named("tf_model.h5", &["TensorFlow weights only", "from_tf"]),
     ];
     all_refused(LLAMA, EVERY_COMMAND, &cases);
 }
@@ -95,30 +87,30 @@ fn pipes_do_not_hang() {
     }
 }
 
+/// Files, and commands that read them.
+const READ_FILES: [(&str, &str); 11] = [
+    ("model/SHA256SUMS", "verify model"),
+    ("model/tokenizer.json", "eval model --data text.txt"),
+    ("model/chat_template.jinja", "eval model --data chat.jsonl"),
+    ("model/config.json", "inspect model"),
+    ("text.txt", "eval model --data text.txt"),
+    ("chat.jsonl", "eval model --data chat.jsonl"),
+    ("ids.json", "logits model --tokens ids.json -o logits"),
+    ("recipe.toml", "run recipe.toml"),
+    ("stats", "prune golden/families/qwen3_moe/base/model -o out --experts 4 --stats stats"),
+    ("plan.json", "prune golden/families/qwen3_moe/base/model -o out --plan plan.json"),
+    (
+        "prompts.json",
+        "upcycle model -o out --experts 2 --top-k 1 --router prompts --prompts prompts.json",
+    ),
+];
+
 /// Opening a pipe under a file's name would block; a directory can't be read.
 #[test]
 fn pipes_and_directories_in_place_of_files_are_refused() {
-    let moe = "golden/families/qwen3_moe/base/model";
-    let prune = format!("prune {moe} -o out --experts 4");
-    let cases = [
-        ("model/SHA256SUMS", "verify model"),
-        ("model/tokenizer.json", "eval model --data text.txt"),
-        ("model/chat_template.jinja", "eval model --data chat.jsonl"),
-        ("model/config.json", "inspect model"),
-        ("text.txt", "eval model --data text.txt"),
-        ("chat.jsonl", "eval model --data chat.jsonl"),
-        ("ids.json", "logits model --tokens ids.json -o logits"),
-        ("recipe.toml", "run recipe.toml"),
-        ("stats", &format!("{prune} --stats stats")),
-        ("plan.json", &format!("prune {moe} -o out --plan plan.json")),
-        (
-            "prompts.json",
-            "upcycle model -o out --experts 2 --top-k 1 --router prompts --prompts prompts.json",
-        ),
-    ];
     let mut problems = Vec::new();
     for make in ["mkfifo", "mkdir", "ln -s /dev/zero"] {
-        for (file, line) in cases {
+        for (file, line) in READ_FILES {
             let sandbox = with_text();
             sandbox.shell(&format!("rm -f {file}; {make} {file}")).succeeds();
             let name = file.trim_start_matches("model/");

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use super::{Case, DOWN, EVERY_COMMAND, LLAMA, Q, all_refused, all_refused_in_bounds, case};
 use crate::common::checkpoint::{Checkpoint, SHARD};
 
+const HEAD: &str = "lm_head.weight";
+
 #[test]
 fn shards_cut_short_are_refused() {
     let cases = [
@@ -76,7 +78,7 @@ fn headers_that_lie_about_ranges_are_refused() {
 }
 
 /// A header that says `value` under `key` of a tensor.
-fn entry(
+pub(super) fn entry(
     tensor: &'static str,
     key: &'static str,
     value: Value,
@@ -138,61 +140,57 @@ fn one_tensor(name: &str, dtype: &str, shape: &str) -> Vec<u8> {
     shard(&format!(r#"{{"{name}":{entry}}}"#), 1)
 }
 
+/// A shard of the given bytes.
+fn written(
+    name: &str,
+    bytes: impl Fn() -> Vec<u8> + 'static,
+    words: &'static [&'static str],
+) -> Case {
+    case(name, move |c| c.write(SHARD, bytes()), words)
+}
+
+const MB_90: usize = 90_000_000;
+
 #[test]
-fn header_bombs_are_refused_in_bounds() {
-    const HEAD: &str = "lm_head.weight";
-    const MB_90: usize = 90_000_000;
+fn headers_of_any_size_are_refused_in_bounds() {
     let cases = [
-        case(
-            "90 MB of nonsense",
-            |c| c.write(SHARD, shard(&"{\"a\"".repeat(MB_90 / 4), 0)),
-            &[SHARD, "header"],
-        ),
-        case(
-            "90 MB of blanks",
-            |c| c.write(SHARD, shard(&" ".repeat(MB_90), 0)),
-            &[SHARD, "header"],
-        ),
-        case(
-            "a million tensors",
-            |c| c.write(SHARD, million_tensors()),
-            &[SHARD, "262144 tensors"],
-        ),
-        case(
+        written("nonsense", || shard(&"{\"a\"".repeat(MB_90 / 4), 0), &[SHARD, "header"]),
+        written("blanks", || shard(&" ".repeat(MB_90), 0), &[SHARD, "header"]),
+        written("a million tensors", million_tensors, &[SHARD, "262144 tensors"]),
+        written(
             "45 million dimensions",
-            |c| c.write(SHARD, one_tensor("t", "U8", &("1,".repeat(MB_90 / 2) + "1"))),
+            || one_tensor("t", "U8", &("1,".repeat(MB_90 / 2) + "1")),
             &[SHARD, "64 dimensions"],
         ),
-        case(
+        written(
             "a name of 90 MB",
-            |c| c.write(SHARD, one_tensor(&"n".repeat(MB_90), "U8", "1")),
+            || one_tensor(&"n".repeat(MB_90), "U8", "1"),
             &[SHARD, "more than 1024 bytes"],
         ),
-        case(
-            "a dtype of 90 MB",
-            |c| c.write(SHARD, one_tensor("t", &"F".repeat(MB_90), "1")),
-            &[SHARD, "FFF"],
-        ),
+        written("a dtype of 90 MB", || one_tensor("t", &"F".repeat(MB_90), "1"), &[SHARD, "FFF"]),
+    ];
+    all_refused_in_bounds(LLAMA, &cases);
+}
+
+#[test]
+fn headers_that_clear_the_terminal_are_refused_in_bounds() {
+    let cases = [
         case(
             "a name that clears the terminal",
             |c| c.rename_tensor(HEAD, "a\x1b[2J\nremedy: run rm -rf"),
             &[SHARD, "control characters", "\\u{1b}[2J\\nremedy"],
         ),
-        case(
-            "a dtype that clears the terminal",
-            |c| c.set_entry(HEAD, "dtype", json!("\x1b[2J")),
-            &[SHARD, "\\u{1b}[2J"],
-        ),
-        case(
-            "a shape whose product wraps to the right size",
-            |c| c.set_entry(HEAD, "shape", json!([1u64 << 63, 2, 101, 40])),
-            &[SHARD, HEAD, "size"],
-        ),
-        case(
-            "a shape of 2^64",
-            |c| c.set_entry(HEAD, "shape", json!([1.8446744073709552e19, 1])),
-            &[SHARD, HEAD],
-        ),
+        entry(HEAD, "dtype", json!("\x1b[2J"), &[SHARD, "\\u{1b}[2J"]),
+    ];
+    all_refused_in_bounds(LLAMA, &cases);
+}
+
+#[test]
+fn shapes_that_overflow_are_refused_in_bounds() {
+    let cases = [
+        // The product wraps to the right size.
+        entry(HEAD, "shape", json!([1u64 << 63, 2, 101, 40]), &[SHARD, HEAD, "size"]),
+        entry(HEAD, "shape", json!([1.8446744073709552e19, 1]), &[SHARD, HEAD]),
     ];
     all_refused_in_bounds(LLAMA, &cases);
 }

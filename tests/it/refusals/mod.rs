@@ -122,6 +122,21 @@ fn bounded(sandbox: &Sandbox, line: &str) -> Outcome {
 fn accepted(sandbox: &Sandbox, line: &str, words: &[&str]) -> Option<String> {
     let before = sandbox.contents();
     let outcome = bounded(sandbox, line);
+    let mut problems = wrong_refusal(&outcome, words);
+    if before != sandbox.contents() {
+        problems.push("it left a trace".to_owned());
+    }
+    println!(
+        "{:>6} ms  {line}: {}",
+        outcome.took.as_millis(),
+        outcome.stderr.lines().next().unwrap_or_default()
+    );
+    let shown: String = outcome.to_string().chars().take(2000).collect();
+    (!problems.is_empty()).then(|| format!("{}\n{shown}", problems.join("; ")))
+}
+
+/// What is wrong with the exit code and the message of a refusal, which should hold `words`.
+fn wrong_refusal(outcome: &Outcome, words: &[&str]) -> Vec<String> {
     let said = &outcome.stderr;
     let mut problems = Vec::new();
     if ![1, 2].contains(&outcome.code) {
@@ -134,16 +149,7 @@ fn accepted(sandbox: &Sandbox, line: &str, words: &[&str]) -> Option<String> {
     if said.len() > 20_000 {
         problems.push(format!("a message of {} bytes", said.len()));
     }
-    if before != sandbox.contents() {
-        problems.push("it left a trace".to_owned());
-    }
-    println!(
-        "{:>6} ms  {line}: {}",
-        outcome.took.as_millis(),
-        said.lines().next().unwrap_or_default()
-    );
-    let shown: String = outcome.to_string().chars().take(2000).collect();
-    (!problems.is_empty()).then(|| format!("{}\n{shown}", problems.join("; ")))
+    problems
 }
 
 /// A model with a tokenizer and a template, and text for it.

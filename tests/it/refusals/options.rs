@@ -47,36 +47,46 @@ fn options_of_eval_that_cannot_work_are_refused() {
     requests_refused(&sandbox, "eval golden/models/dense --data ids.jsonl", requests);
 }
 
+/// The largest number that can be typed.
+const MOST: &str = "18446744073709551615";
+
+/// A dry run of `pass` on the built-in MoE and a little text.
+fn dry_run(pass: &str) -> String {
+    format!("{pass} {MOE} -o out --data {CODE} --data-tokens 256 --dry-run")
+}
+
 /// The largest numbers that can be typed, and words that aren't numbers, are refused before any
-/// work, or have no effect.
+/// work.
 #[test]
 fn numbers_beyond_all_bounds_are_no_panics() {
     let sandbox = Sandbox::new();
-    let heal = format!("heal {MOE} -o out --data {CODE} --data-tokens 256 --dry-run");
-    let distill = format!("distill {MOE} -o out --data {CODE} --data-tokens 256 --dry-run");
-    let quantize = format!("quantize {MOE} -o out --data {CODE} --data-tokens 256 --dry-run");
-    let merge = format!("merge {MOE} -o out --keep 0.5 --data {CODE} --data-tokens 256 --dry-run");
-    const MOST: &str = "18446744073709551615";
     let mut problems = Vec::new();
-    for (command, option, value, remedy) in [
-        (&heal, "batch-tokens", MOST, "at most 1048576"),
-        (&heal, "batch-tokens", "100000000000000", "at most 1048576"),
-        (&heal, "accumulate", MOST, "at most 1048576"),
-        (&heal, "steps", MOST, "at most 10000000"),
-        (&heal, "sequence-length", MOST, "at most 8388608"),
-        (&heal, "learning-rate", "nan", "a positive number, such as 1e-4"),
-        (&heal, "learning-rate", "-1", "a positive number, such as 1e-4"),
-        (&distill, "student-steps", MOST, "at most 10000000"),
-        (&distill, "steps", MOST, "at most 10000000"),
-        (&quantize, "shrinkage", "1e300", "from 0 to 1e6"),
-        (&quantize, "expert-damping", "1e300", "from 0 to 1e6"),
-        (&quantize, "top-up-below", "1e300", "from 0 to 1e6"),
+    for (pass, option, value, remedy) in [
+        ("heal", "batch-tokens", MOST, "at most 1048576"),
+        ("heal", "batch-tokens", "100000000000000", "at most 1048576"),
+        ("heal", "accumulate", MOST, "at most 1048576"),
+        ("heal", "steps", MOST, "at most 10000000"),
+        ("heal", "sequence-length", MOST, "at most 8388608"),
+        ("heal", "learning-rate", "nan", "a positive number, such as 1e-4"),
+        ("heal", "learning-rate", "-1", "a positive number, such as 1e-4"),
+        ("distill", "student-steps", MOST, "at most 10000000"),
+        ("distill", "steps", MOST, "at most 10000000"),
+        ("quantize", "shrinkage", "1e300", "from 0 to 1e6"),
+        ("quantize", "expert-damping", "1e300", "from 0 to 1e6"),
+        ("quantize", "top-up-below", "1e300", "from 0 to 1e6"),
     ] {
-        problems.extend(sandbox.refuses(&format!("{command} --{option}={value}"), 2, &[remedy]));
+        let line = format!("{} --{option}={value}", dry_run(pass));
+        problems.extend(sandbox.refuses(&line, 2, &[remedy]));
     }
     assert_none(&problems);
-    sandbox.run(&format!("{merge} --algorithm hc-smoe --all-experts-every {MOST}")).succeeds();
-    sandbox.run(&format!("{heal} --memory-budget {MOST}")).succeeds();
+}
+
+#[test]
+fn numbers_without_bounds_may_be_the_largest() {
+    let sandbox = Sandbox::new();
+    let merge = format!("{} --keep 0.5 --algorithm hc-smoe", dry_run("merge"));
+    sandbox.run(&format!("{merge} --all-experts-every {MOST}")).succeeds();
+    sandbox.run(&format!("{} --memory-budget {MOST}", dry_run("heal"))).succeeds();
 }
 
 #[test]
@@ -101,15 +111,18 @@ fn numbers_of_experts_have_remedies_that_work() {
 }
 
 #[test]
-fn trainings_have_bounds() {
-    let sandbox = Sandbox::new();
-    let distill = &[(
+fn tokens_of_a_batch_have_a_bound() {
+    let cases: &[Remedy] = &[(
         "--batch-tokens 999999999999",
-        &["--batch-tokens 999999999999", "at most 1048576"][..],
+        &["--batch-tokens 999999999999", "at most 1048576"],
         "--batch-tokens 512",
     )];
-    remedies_work(&sandbox, "distill {moe} -o out --dry-run --data {code}", distill);
-    let heal: &[Remedy] = &[
+    remedies_work(&Sandbox::new(), "distill {moe} -o out --dry-run --data {code}", cases);
+}
+
+#[test]
+fn logits_per_token_go_with_logits_of_an_original() {
+    let cases: &[Remedy] = &[
         (
             "--original-logits-per-token 5",
             &["--original-logits-per-token is for"],
@@ -121,7 +134,12 @@ fn trainings_have_bounds() {
             "--original {moe}",
         ),
     ];
-    remedies_work(&sandbox, "heal {moe} -o out --dry-run --data {code}", heal);
+    remedies_work(&Sandbox::new(), "heal {moe} -o out --dry-run --data {code}", cases);
+}
+
+#[test]
+fn distill_says_what_is_too_fast_and_what_is_too_little_text() {
+    let sandbox = Sandbox::new();
     let distill = format!("distill {MOE} -o out --data {CODE}");
     let fast =
         sandbox.run(&format!("{distill} --dry-run --relative-learning-rate 1e30")).succeeds();

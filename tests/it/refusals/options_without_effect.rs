@@ -4,20 +4,16 @@
 use super::{CODE, MOE, Remedy, remedies_work};
 use crate::common::{Sandbox, step};
 
+const QUANTIZE: &str = "quantize {moe} -o out --dry-run";
+
 #[test]
-fn quantize_takes_no_option_without_an_effect() {
+fn quantize_takes_no_option_of_another_solver() {
     let cases: &[Remedy] = &[
         (
             "--scheme fp8-block --solver gptq",
             &["e4m3 is rounded to nearest", "leave --solver out"],
             "--scheme fp8-block",
         ),
-        (
-            "--scheme fp8 --device cpu --device-memory 8GiB",
-            &["--device-memory bounds the memory of a GPU", "leave --device-memory out"],
-            "--scheme fp8 --device cpu --memory-budget 8GiB",
-        ),
-        ("--scheme fp8 --group-size 64", &["--group-size is for integers"], "--scheme fp8"),
         (
             "--scheme fp8-block --clip-search",
             &["--clip-search is for GPTQ", "leave --clip-search out"],
@@ -31,20 +27,36 @@ fn quantize_takes_no_option_without_an_effect() {
         ("--solver rtn --per-expert", &["--per-expert is for GPTQ"], "--solver rtn"),
         ("--solver rtn --top-up-below 1000", &["--top-up-below is for GPTQ"], "--solver rtn"),
         ("--solver rtn --act-order=false", &["--act-order is for GPTQ"], "--solver rtn"),
+        ("--solver rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--solver rtn"),
+    ];
+    remedies_work(&Sandbox::new(), QUANTIZE, cases);
+}
+
+#[test]
+fn quantize_takes_no_option_of_another_scheme_device_or_profile() {
+    let cases: &[Remedy] = &[
         (
-            "--calibrate-on routed --shrinkage 3 --data {code}",
-            &["--calibrate-on per-expert"],
-            "--shrinkage 3 --data {code}",
+            "--scheme fp8 --device cpu --device-memory 8GiB",
+            &["--device-memory bounds the memory of a GPU", "leave --device-memory out"],
+            "--scheme fp8 --device cpu --memory-budget 8GiB",
         ),
-        (
-            "--pool-added-tokens 300 --data {code}",
-            &["--pool"],
-            "--pool-added-tokens 300 --pool {code} --data {code}",
-        ),
+        ("--scheme fp8 --group-size 64", &["--group-size is for integers"], "--scheme fp8"),
         (
             "--profile free --data {code}",
             &["--target-bits"],
             "--profile free --target-bits 4.5 --data {code}",
+        ),
+    ];
+    remedies_work(&Sandbox::new(), QUANTIZE, cases);
+}
+
+#[test]
+fn quantize_takes_no_option_of_another_calibration() {
+    let cases: &[Remedy] = &[
+        (
+            "--calibrate-on routed --shrinkage 3 --data {code}",
+            &["--calibrate-on per-expert"],
+            "--shrinkage 3 --data {code}",
         ),
         (
             "--calibrate-on routed --top-up-below 0.2 --data {code}",
@@ -61,12 +73,30 @@ fn quantize_takes_no_option_without_an_effect() {
             &["--gate-power"],
             "--gate-power 2 --data {code}",
         ),
-        ("--solver rtn --seed 4", &["--seed", "draws nothing", "leave --seed out"], "--solver rtn"),
+    ];
+    remedies_work(&Sandbox::new(), QUANTIZE, cases);
+}
+
+#[test]
+fn quantize_takes_no_option_about_a_pool_that_adds_nothing() {
+    let cases: &[Remedy] = &[
+        (
+            "--pool-added-tokens 300 --data {code}",
+            &["--pool"],
+            "--pool-added-tokens 300 --pool {code} --data {code}",
+        ),
         (
             "--pool-added-tokens 0 --pool {code} --data {code}",
             &["--pool-added-tokens 0"],
             "--pool {code} --data {code}",
         ),
+    ];
+    remedies_work(&Sandbox::new(), QUANTIZE, cases);
+}
+
+#[test]
+fn quantize_takes_no_option_about_text_that_it_does_not_read() {
+    let cases: &[Remedy] = &[
         ("--solver rtn --data-tokens 99", &["--data-tokens", "no --data to read"], "--solver rtn"),
         ("--scheme fp8 --pack", &["--pack", "no --data to read"], "--scheme fp8"),
         (
@@ -80,7 +110,7 @@ fn quantize_takes_no_option_without_an_effect() {
             "--solver rtn --held-out-tokens 99 --held-out {code}",
         ),
     ];
-    remedies_work(&Sandbox::new(), "quantize {moe} -o out --dry-run", cases);
+    remedies_work(&Sandbox::new(), QUANTIZE, cases);
 }
 
 /// A sandbox with statistics.
@@ -151,10 +181,10 @@ fn heal_takes_no_option_without_an_effect() {
     remedies_work(&sandbox, dense, of_dense);
 }
 
+const UPCYCLE: &str = "upcycle golden/models/dense -o out --experts 8 --top-k 2 --dry-run";
+
 #[test]
-fn upcycle_takes_no_option_without_an_effect() {
-    let sandbox = Sandbox::new();
-    sandbox.write("p.json", "[]");
+fn upcycle_takes_no_noise_without_an_effect() {
     let cases: &[Remedy] = &[
         (
             "--noise-fraction 0.5",
@@ -162,24 +192,40 @@ fn upcycle_takes_no_option_without_an_effect() {
             "--noise-fraction 0.5 --noise-std 0.01",
         ),
         (
-            "--router prompts --prompts p.json --router-std 0.1",
-            &["--router-std goes with --router normal"],
-            "--router-std 0.1",
-        ),
-        ("--granularity 0", &["--granularity 0", "at least 1"], "--granularity 1"),
-        (
             "--noise-std 0 --noise-fraction 0.5",
             &["--noise-std above 0"],
             "--noise-std 0.1 --noise-fraction 0.5",
         ),
         ("--noise-std 0.1 --noise-fraction 0", &["--noise-fraction 0 adds no noise"], ""),
+        ("--noise-std 1e38", &["--noise-std 1e38 is not", "0 to 1e6"], "--noise-std 0.02"),
+    ];
+    remedies_work(&Sandbox::new(), UPCYCLE, cases);
+}
+
+#[test]
+fn upcycle_takes_no_option_of_another_initialization() {
+    let cases: &[Remedy] = &[
+        ("--granularity 0", &["--granularity 0", "at least 1"], "--granularity 1"),
         ("--init drop --drop-fraction 0", &["--drop-fraction 0"], "--init drop"),
         (
             "--init partition --data {code}",
             &["--partition-by activations"],
             "--init partition --partition-by activations --data {code} --data-tokens 256",
         ),
-        ("--noise-std 1e38", &["--noise-std 1e38 is not", "0 to 1e6"], "--noise-std 0.02"),
+    ];
+    remedies_work(&Sandbox::new(), UPCYCLE, cases);
+}
+
+#[test]
+fn upcycle_takes_no_option_of_another_router() {
+    let sandbox = Sandbox::new();
+    sandbox.write("p.json", "[]");
+    let cases: &[Remedy] = &[
+        (
+            "--router prompts --prompts p.json --router-std 0.1",
+            &["--router-std goes with --router normal"],
+            "--router-std 0.1",
+        ),
         (
             "--data-tokens 99",
             &["--data-tokens", "--router kmeans"],
@@ -191,8 +237,7 @@ fn upcycle_takes_no_option_without_an_effect() {
             "--sequence-length 64 --router kmeans --data {code}",
         ),
     ];
-    let upcycle = "upcycle golden/models/dense -o out --experts 8 --top-k 2 --dry-run";
-    remedies_work(&sandbox, upcycle, cases);
+    remedies_work(&sandbox, UPCYCLE, cases);
 }
 
 #[test]

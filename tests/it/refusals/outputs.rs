@@ -29,22 +29,41 @@ fn logits_files_that_may_not_be_written_are_refused() {
     requests_refused(&sandbox, "logits model --tokens", requests);
 }
 
+/// Requests to upcycle `nest/model` that are refused, planned, begun or resumed.
+#[track_caller]
+fn upcycling_refused(sandbox: &Sandbox, requests: &[Request]) {
+    for how in ["", "--dry-run", "--resume"] {
+        let upcycle = format!("upcycle nest/model --experts 4 --top-k 2 {how}");
+        requests_refused(sandbox, &upcycle, requests);
+    }
+}
+
 #[test]
-fn outputs_that_may_not_be_written_are_refused() {
+fn outputs_over_files_of_users_are_refused() {
     let sandbox = Sandbox::new();
     sandbox.copy(LLAMA, "nest/model");
     sandbox.write("thesis/thesis.tex", "years of work");
     sandbox.write("folder/file", "");
     fs::create_dir(sandbox.path("empty")).unwrap();
-    symlink("nest/model", sandbox.path("link")).unwrap();
     symlink("nowhere", sandbox.path("dangling")).unwrap();
     let requests: &[Request] = &[
         ("-o thesis", 2, &["thesis", "exists", "--overwrite"]),
         ("-o thesis --overwrite", 2, &["thesis", "not written by moe-convert"]),
         ("-o folder/file", 2, &["folder/file", "exists"]),
         ("-o folder/file --overwrite", 2, &["folder/file", "not a directory"]),
+        ("-o folder/file/out", 2, &["folder/file", "not a directory"]),
         ("-o empty", 2, &["empty", "exists"]),
         ("-o dangling", 2, &["dangling", "exists"]),
+    ];
+    upcycling_refused(&sandbox, requests);
+}
+
+#[test]
+fn outputs_inside_and_around_inputs_are_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.copy(LLAMA, "nest/model");
+    symlink("nest/model", sandbox.path("link")).unwrap();
+    let requests: &[Request] = &[
         ("-o nest/model", 2, &["nest/model", "inside"]),
         ("-o nest/model --overwrite", 2, &["nest/model", "inside"]),
         ("-o nest/model/out", 2, &["nest/model/out", "inside"]),
@@ -56,12 +75,8 @@ fn outputs_that_may_not_be_written_are_refused() {
         ("-o .", 2, &["."]),
         ("-o ..", 2, &[".."]),
         ("-o /", 2, &["/"]),
-        ("-o folder/file/out", 2, &["folder/file", "not a directory"]),
     ];
-    for how in ["", "--dry-run", "--resume"] {
-        let upcycle = format!("upcycle nest/model --experts 4 --top-k 2 {how}");
-        requests_refused(&sandbox, &upcycle, requests);
-    }
+    upcycling_refused(&sandbox, requests);
 }
 
 #[test]
@@ -99,13 +114,9 @@ fn links_under_hidden_names_lead_nowhere() {
 
 #[test]
 fn paths_of_the_wrong_kind_say_what_to_give() {
-    const PARTIAL: &str = ".l.partial-moe-convert";
     let sandbox = Sandbox::new();
-    sandbox.write("ids.json", "[[1, 2]]");
     sandbox.write("recipes/r.toml", "");
     sandbox.write("file", "");
-    fs::create_dir(sandbox.path(PARTIAL)).unwrap();
-    let logits = "logits golden/models/moe --tokens ids.json -o l";
     let requests: &[Request] = &[
         (
             "prune golden/models/moe -o file --experts 12 --criterion random",
@@ -118,18 +129,36 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
             &["x.txt", "--held-out"],
         ),
         (
-            "eval golden/models/moe --data golden/text/code.calibration.txt --memory-budget 1",
-            2,
-            &["raise --memory-budget"],
-        ),
-        (
             "eval golden/models/moe --data golden/text",
             1,
             &["this is a directory", "one of the files in it"],
         ),
         ("run recipes", 1, &["recipes", "one of the files in it"]),
         ("run recipes/r", 1, &["recipes/r", "give recipes/r.toml"]),
-        (logits, 1, &[PARTIAL, "remove this"]),
+    ];
+    requests_refused(&sandbox, "", requests);
+}
+
+#[test]
+fn a_folder_in_place_of_a_partial_file_is_to_be_removed() {
+    const PARTIAL: &str = ".l.partial-moe-convert";
+    let sandbox = Sandbox::new();
+    sandbox.write("ids.json", "[[1, 2]]");
+    fs::create_dir(sandbox.path(PARTIAL)).unwrap();
+    let logits = "logits golden/models/moe --tokens ids.json -o l";
+    sandbox.must_refuse(logits, 1, &[PARTIAL, "remove this"]);
+    fs::remove_dir(sandbox.path(PARTIAL)).unwrap();
+    sandbox.run(logits).succeeds();
+}
+
+#[test]
+fn benchmarks_and_budgets_that_cannot_work_are_refused() {
+    let requests: &[Request] = &[
+        (
+            "eval golden/models/moe --data golden/text/code.calibration.txt --memory-budget 1",
+            2,
+            &["raise --memory-budget"],
+        ),
         (
             "bench --data-tokens 1024 --passes prune,distill --scratch .",
             2,
@@ -141,7 +170,5 @@ fn paths_of_the_wrong_kind_say_what_to_give() {
             &["no built-in model is called \"qwen3\"", "one of qwen3-30b-a3b"],
         ),
     ];
-    requests_refused(&sandbox, "", requests);
-    fs::remove_dir(sandbox.path(PARTIAL)).unwrap();
-    sandbox.run(logits).succeeds();
+    requests_refused(&Sandbox::new(), "", requests);
 }

@@ -25,17 +25,36 @@ fn prune(model: &str, output: &str, experts: usize) -> String {
     step("prune", model, &keys)
 }
 
-#[test]
-fn recipes_with_mistakes_are_refused() {
+/// Recipes, in which `${STEP}` stands for the start of a step that upcycles, and words of the
+/// messages that they get.
+#[track_caller]
+fn mistakes_refused(cases: &[(&str, &'static [&'static str])]) {
     const STEP: &str =
         "[[step]]\nrun = \"upcycle\"\nmodel = \"golden/models/dense\"\noutput = \"out\"\n";
-    let cases: &[(&str, &[&str])] = &[
+    let words: Vec<_> =
+        cases.iter().map(|(_, words)| [*words, &["recipe.toml"]].concat()).collect();
+    let recipes = cases
+        .iter()
+        .zip(&words)
+        .map(|((text, _), words)| (text.replace("${STEP}", STEP), "", 2, &words[..]));
+    recipes_refused(&recipes.collect::<Vec<_>>());
+}
+
+#[test]
+fn recipes_without_a_step_that_runs_are_refused() {
+    mistakes_refused(&[
         ("", &["step"]),
         ("step = []", &["no step"]),
         ("nonsense", &["line 1"]),
         ("stepp = 1\n", &["stepp"]),
         ("[[step]]\n", &["step 1", "run"]),
         ("[[step]]\nrun = \"fly\"\nmodel = \"x\"\n", &["step 1", "fly", "upcycle"]),
+    ]);
+}
+
+#[test]
+fn steps_with_missing_or_unknown_keys_are_refused() {
+    mistakes_refused(&[
         ("[[step]]\nrun = \"verify\"\n", &["step 1 (verify)", "model"]),
         (
             "[[step]]\nrun = \"verify\"\nmodel = \"x\"\ncolour = 1\n",
@@ -43,6 +62,16 @@ fn recipes_with_mistakes_are_refused() {
         ),
         ("${STEP}experts = 4\n", &["step 1 (upcycle)", "top-k"]),
         ("${STEP}experts = 4\ntop-k = 2\ntop_k = 2\n", &["step 1 (upcycle)", "top_k"]),
+        (
+            "${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"eval\"\nmodel = \"out\"\ndata = [\"x\"]\ngates = { max-kll = 1 }\n",
+            &["line 12, step 2 (eval)", "max-kll"],
+        ),
+    ]);
+}
+
+#[test]
+fn steps_with_impossible_values_are_refused() {
+    mistakes_refused(&[
         ("${STEP}experts = \"4\"\ntop-k = 2\n", &["line 5, step 1 (upcycle)", "experts"]),
         ("${STEP}experts = -4\ntop-k = 2\n", &["step 1 (upcycle)"]),
         (
@@ -50,17 +79,7 @@ fn recipes_with_mistakes_are_refused() {
             &["step 2", "gone"],
         ),
         ("${STEP}experts = 4\ntop-k = 5\n", &["step 1", "top-k 5"]),
-        (
-            "${STEP}experts = 4\ntop-k = 2\n\n[[step]]\nrun = \"eval\"\nmodel = \"out\"\ndata = [\"x\"]\ngates = { max-kll = 1 }\n",
-            &["line 12, step 2 (eval)", "max-kll"],
-        ),
-    ];
-    let of = |(text, words): &(&str, &'static [&'static str])| {
-        (text.replace("${STEP}", STEP), [*words, &["recipe.toml"]].concat())
-    };
-    let cases: Vec<(String, Vec<&str>)> = cases.iter().map(of).collect();
-    let cases = cases.iter().map(|(text, words)| (text.clone(), "", 2, &words[..]));
-    recipes_refused(&cases.collect::<Vec<_>>());
+    ]);
 }
 
 #[test]
@@ -77,6 +96,30 @@ fn recipes_that_are_not_there_are_refused() {
     requests_refused(&sandbox, "run", requests);
 }
 
+/// Recipes, with their names and a word of the message that they get in bounds.
+#[track_caller]
+fn refused_in_bounds(cases: &[(&str, String, &str)]) {
+    let mut problems = Vec::new();
+    for (name, text, word) in cases {
+        let sandbox = Sandbox::new();
+        sandbox.write("recipe.toml", text);
+        let accepted = accepted(&sandbox, "run recipe.toml", &["recipe.toml", *word]);
+        problems.extend(accepted.map(|problem| format!("{name}: {problem}")));
+    }
+    assert_none(&problems);
+}
+
+#[test]
+fn recipes_of_any_size_and_depth_are_refused_in_bounds() {
+    refused_in_bounds(&[
+        ("deep lists", format!("a = {}", "[".repeat(500_000)), ""),
+        ("deep tables", format!("a = {}", "{a = ".repeat(200_000)), ""),
+        ("deep keys", format!("{}a = 1", "a.".repeat(400_000)), ""),
+        ("NUL", "a = \"\0\"".into(), "line 1"),
+        ("2 MB", "#".repeat(2_000_000), "1048576"),
+    ]);
+}
+
 #[test]
 fn recipes_that_grow_without_end_are_refused_in_bounds() {
     let step = "[[step]]\nrun = \"verify\"\nmodel = \"${v0}\"\n";
@@ -88,58 +131,42 @@ fn recipes_that_grow_without_end_are_refused_in_bounds() {
     (0..20).for_each(|n| _ = writeln!(blocks, "each.e{n} = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"));
     blocks += "[[step.step]]\nrun = \"verify\"\nmodel = \"x";
     (0..20).for_each(|n| _ = write!(blocks, "${{e{n}}}"));
-    let cases = [
-        ("deep lists", format!("a = {}", "[".repeat(500_000)), ""),
-        ("deep tables", format!("a = {}", "{a = ".repeat(200_000)), ""),
-        ("deep keys", format!("{}a = 1", "a.".repeat(400_000)), ""),
+    refused_in_bounds(&[
         ("variables that double", doubling + step, "make more than"),
         ("variables in variables", nested + step, "make more than"),
         ("10^20 steps", blocks + "\"\n", "more than 10000 steps"),
-        ("NUL", "a = \"\0\"".into(), "line 1"),
-        ("2 MB", "#".repeat(2_000_000), "1048576"),
-    ];
-    let mut problems = Vec::new();
-    for (name, text, word) in cases {
-        let sandbox = Sandbox::new();
-        sandbox.write("recipe.toml", text);
-        let accepted = accepted(&sandbox, "run recipe.toml", &["recipe.toml", word]);
-        problems.extend(accepted.map(|problem| format!("{name}: {problem}")));
-    }
-    assert_none(&problems);
+    ]);
+}
+
+fn observe(model: &str) -> String {
+    step("observe", model, &format!("output = \"s\"\ndata = [{CODE:?}]"))
 }
 
 /// Errors of later steps come before the first step runs, and name the step.
 #[test]
-fn later_steps_are_checked_first() {
-    const OTHER: &str = "golden/families/llama/base/model";
+fn steps_that_do_not_fit_the_results_of_earlier_ones_are_refused_first() {
     let data = format!("data = [{CODE:?}]");
-    let observe = |model: &str| step("observe", model, &format!("output = \"s\"\n{data}"));
     let distill = step("distill", MOE, &format!("output = \"dense\"\n{data}"));
-    let eval = step("eval", "dense", &format!("original = {OTHER:?}\n{data}"));
+    let eval =
+        step("eval", "dense", &format!("original = \"golden/families/llama/base/model\"\n{data}"));
     let from_stats = "output = \"p\"\nexperts = 4\nstats = \"s\"";
     let other = step("prune", "golden/families/qwen3_moe/base/model", from_stats);
+    let of_dense = ["step 2 (prune)", "no mixture of experts", "that distill writes"];
+    let few_experts = ["step 3 (prune)", "has 8 experts", "keep 4 to 8"];
+    let another_model = ["step 2 (prune)", "another model, golden/models/moe"];
+    recipes_refused(&[
+        (prune(MOE, "a", 12) + &prune("a", "b", 8) + &prune("b", "c", 9), "", 2, &few_experts),
+        (distill.clone() + &prune("dense", "b", 8), "", 2, &of_dense),
+        (distill.clone() + &observe("dense"), "", 2, &["step 2 (observe)", of_dense[1]]),
+        (distill + &eval, "", 1, &["step 2 (eval)", "vocabularies of 2048 and 101"]),
+        (observe(MOE) + &other, "", 1, &another_model),
+    ]);
+}
+
+#[test]
+fn options_of_later_steps_are_checked_first() {
     let quantize = step("quantize", "a", "output = \"b\"\nscheme = \"fp8\"\nsolver = \"gptq\"");
     recipes_refused(&[
-        (
-            prune(MOE, "a", 12) + &prune("a", "b", 8) + &prune("b", "c", 9),
-            "",
-            2,
-            &["step 3 (prune)", "has 8 experts", "keep 4 to 8"],
-        ),
-        (
-            distill.clone() + &prune("dense", "b", 8),
-            "",
-            2,
-            &["step 2 (prune)", "no mixture of experts", "that distill writes"],
-        ),
-        (
-            distill.clone() + &observe("dense"),
-            "",
-            2,
-            &["step 2 (observe)", "no mixture of experts"],
-        ),
-        (distill + &eval, "", 1, &["step 2 (eval)", "vocabularies of 2048 and 101"]),
-        (observe(MOE) + &other, "", 1, &["step 2 (prune)", "another model, golden/models/moe"]),
         (
             prune(MOE, "a", 12) + &prune(MOE, "b", 8) + "probe-tokens = 99999\n",
             "",

@@ -13,11 +13,11 @@ fn observed() -> Sandbox {
 }
 
 #[test]
-fn what_cannot_be_observed_is_refused() {
+fn text_that_cannot_be_observed_is_refused() {
     let sandbox = observed();
-    let masked = "{\"input_ids\": [5, 6, 7], \"attention_mask\": [0, 0, 0]}\n";
-    sandbox.write("masked.jsonl", masked);
-    sandbox.write("mask.jsonl", "{\"input_ids\": [5, 6, 7], \"attention_mask\": [1]}\n");
+    let ids = "{\"input_ids\": [5, 6, 7], \"attention_mask\": ";
+    sandbox.write("masked.jsonl", format!("{ids}[0, 0, 0]}}\n"));
+    sandbox.write("mask.jsonl", format!("{ids}[1]}}\n"));
     let special = "{\"input_ids\": [0, 0, 0], \"attention_mask\": [1, 1, 1]}\n";
     sandbox.write("special.jsonl", special);
     sandbox.write("empty.txt", "");
@@ -31,18 +31,21 @@ fn what_cannot_be_observed_is_refused() {
         ("--data ids.jsonl --memory-budget 1KiB", 2, &["--memory-budget"]),
     ];
     requests_refused(&sandbox, "observe golden/models/moe -o s", requests);
-    let others: &[Request] = &[
+}
+
+#[test]
+fn models_and_files_that_statistics_do_not_fit_are_refused() {
+    let requests: &[Request] = &[
         ("golden/models/dense -o s --data ids.jsonl", 2, &["no mixture of experts"]),
         ("golden/models/moe -o note.txt --data ids.jsonl", 2, &["note.txt", "--overwrite"]),
         ("golden/models/moe -o nowhere/s --data ids.jsonl", 1, &["nowhere"]),
         ("golden/families/mixtral/base/model -o s --add stats", 1, &["another model"]),
     ];
-    requests_refused(&sandbox, "observe", others);
+    requests_refused(&observed(), "observe", requests);
 }
 
 #[test]
 fn what_cannot_be_pruned_is_refused() {
-    let sandbox = observed();
     let requests: &[Request] = &[
         ("--stats stats", 2, &["--experts", "--keep"]),
         ("--experts 12", 2, &["--data", "--stats"]),
@@ -50,6 +53,14 @@ fn what_cannot_be_pruned_is_refused() {
         ("--experts 3 --stats stats", 2, &["goes to 4 experts"]),
         ("--experts 25 --stats stats", 2, &["25", "24"]),
         ("--keep 1.5 --stats stats", 2, &["--keep"]),
+        ("--experts 12 --stats nowhere", 1, &["nowhere"]),
+    ];
+    requests_refused(&observed(), "prune golden/models/moe -o p", requests);
+}
+
+#[test]
+fn criteria_without_their_data_are_refused() {
+    let requests: &[Request] = &[
         ("--experts 12 --criterion random --stats stats", 2, &["doesn't look at data"]),
         ("--experts 12 --criterion exhaustive --data ids.jsonl", 2, &["16 experts"]),
         ("--experts 12 --criterion ranked-choice --stats stats", 2, &["--data"]),
@@ -60,10 +71,13 @@ fn what_cannot_be_pruned_is_refused() {
             &["never selected", "--keep-mass"],
         ),
         ("--keep-mass 0.9 --criterion reap --data ids.jsonl", 2, &["--stats"]),
-        ("--experts 12 --stats nowhere", 1, &["nowhere"]),
     ];
-    requests_refused(&sandbox, "prune golden/models/moe -o p", requests);
-    let other_models: &[Request] = &[
+    requests_refused(&observed(), "prune golden/models/moe -o p", requests);
+}
+
+#[test]
+fn models_that_cannot_be_pruned_are_refused() {
+    let requests: &[Request] = &[
         ("golden/models/dense --experts 4 --criterion random", 2, &["no mixture of experts"]),
         (
             "golden/families/deepseek_v3/base/model --experts 5 --criterion random",
@@ -71,7 +85,7 @@ fn what_cannot_be_pruned_is_refused() {
             &["groups", "--experts"],
         ),
     ];
-    requests_refused(&sandbox, "prune -o p", other_models);
+    requests_refused(&Sandbox::new(), "prune -o p", requests);
 }
 
 #[test]
@@ -109,11 +123,17 @@ fn what_cannot_be_merged_is_refused() {
     requests_refused(&observed(), "merge golden/models/moe -o p --experts 12", requests);
 }
 
-#[test]
-fn what_cannot_be_distilled_is_refused() {
+/// A sandbox with text of 256 tokens.
+fn with_tokens() -> Sandbox {
     let sandbox = Sandbox::new();
     let ids: Vec<usize> = (5..21).collect();
     sandbox.write("some.jsonl", format!("{{\"input_ids\": {ids:?}}}\n").repeat(16));
+    sandbox
+}
+
+#[test]
+fn what_cannot_be_distilled_is_refused() {
+    let sandbox = with_tokens();
     let requests: &[Request] = &[
         ("--width 3073", 2, &["3073", "3072"]),
         ("--width 0", 2, &["--width 0", "at least 1"]),
@@ -129,11 +149,15 @@ fn what_cannot_be_distilled_is_refused() {
     let without_text: &[Request] =
         &[("", 2, &["--data"]), ("--data nowhere.txt", 1, &["nowhere.txt"])];
     requests_refused(&sandbox, "distill golden/models/moe -o d", without_text);
-    let other_models: &[Request] = &[
+}
+
+#[test]
+fn models_that_cannot_be_distilled_are_refused() {
+    let requests: &[Request] = &[
         ("golden/models/dense", 2, &["no mixture of experts", "upcycle"]),
         ("golden/families/olmoe/base/model", 1, &["queries and keys", "olmo2"]),
         ("golden/families/deepseek_v3/fp8/model", 1, &["quantized", "unquantized"]),
         ("golden/families/deepseek_v3/base/model --width 1", 2, &["dense already"]),
     ];
-    requests_refused(&sandbox, "distill -o d --data some.jsonl", other_models);
+    requests_refused(&with_tokens(), "distill -o d --data some.jsonl", requests);
 }

@@ -3,25 +3,28 @@
 use super::{Request, contents_refused, requests_refused};
 use crate::common::{Sandbox, assert_none};
 
+/// Contents of a file of token ids that are refused, with their exit codes and words of the
+/// messages.
+const NO_SEQUENCES: &[(&str, i32, &[&str])] = &[
+    ("", 1, &["JSON", "[[1, 2, 3], [4, 5]]"]),
+    ("one two", 1, &["JSON", "[[1, 2, 3], [4, 5]]"]),
+    ("[[1, 2", 1, &["JSON"]),
+    ("[1, 2]", 1, &["JSON"]),
+    (r#"{"ids": [[1]]}"#, 1, &["JSON"]),
+    ("[[-1]]", 1, &["-1"]),
+    ("[[1.5]]", 1, &["1.5"]),
+    ("[[4294967296]]", 1, &["4294967296"]),
+    (r#"[["1"]]"#, 1, &["JSON"]),
+    ("[]", 1, &["without tokens"]),
+    ("[[1, 2], []]", 1, &["without tokens"]),
+    ("[[1, 2], [100, 101]]", 2, &["101", "vocabulary"]),
+];
+
 #[test]
 fn token_files_without_sequences_are_refused() {
-    let cases: &[(&str, i32, &[&str])] = &[
-        ("", 1, &["JSON", "[[1, 2, 3], [4, 5]]"]),
-        ("one two", 1, &["JSON", "[[1, 2, 3], [4, 5]]"]),
-        ("[[1, 2", 1, &["JSON"]),
-        ("[1, 2]", 1, &["JSON"]),
-        (r#"{"ids": [[1]]}"#, 1, &["JSON"]),
-        ("[[-1]]", 1, &["-1"]),
-        ("[[1.5]]", 1, &["1.5"]),
-        ("[[4294967296]]", 1, &["4294967296"]),
-        (r#"[["1"]]"#, 1, &["JSON"]),
-        ("[]", 1, &["without tokens"]),
-        ("[[1, 2], []]", 1, &["without tokens"]),
-        ("[[1, 2], [100, 101]]", 2, &["101", "vocabulary"]),
-    ];
     let line = "logits golden/families/llama/base/model --tokens ids.json -o logits.safetensors";
     let mut problems = Vec::new();
-    for (content, code, words) in cases {
+    for (content, code, words) in NO_SEQUENCES {
         let sandbox = Sandbox::new();
         sandbox.write("ids.json", content);
         let words = [*words, &["ids.json"]].concat();
@@ -33,31 +36,36 @@ fn token_files_without_sequences_are_refused() {
 #[test]
 fn data_that_eval_cannot_read_is_refused() {
     let sandbox = Sandbox::new();
-    sandbox.write("empty.txt", "");
-    sandbox.write("empty.jsonl", "\n\n");
-    sandbox.write("one.jsonl", "{\"input_ids\": [5]}\n");
     sandbox.write("broken.jsonl", "{\"text\": \"good\"}\n\n{\"text\": \"bad\n");
     sandbox.write("keys.jsonl", "{\"text\": \"good\"}\n{\"txt\": \"bad\"}\n");
     sandbox.write("large.jsonl", "{\"input_ids\": [1, 2, 2048]}\n");
     sandbox.write("latin1.txt", b"caf\xe9 au lait");
     sandbox.write("folder/x.txt", "text");
     let requests: &[Request] = &[
-        ("golden/models/dense --data nowhere.txt", 1, &["nowhere.txt", "--data"]),
-        ("golden/models/dense --data folder", 1, &["folder"]),
-        ("golden/models/dense --data empty.txt", 2, &["empty.txt", "nothing to predict"]),
-        ("golden/models/dense --data empty.jsonl", 2, &["empty.jsonl", "nothing to predict"]),
-        ("golden/models/dense --data one.jsonl", 2, &["one.jsonl", "nothing to predict"]),
-        ("golden/models/dense --data broken.jsonl", 1, &["broken.jsonl", "line 3"]),
-        ("golden/models/dense --data keys.jsonl", 1, &["keys.jsonl", "line 2", "input_ids"]),
-        ("golden/models/dense --data large.jsonl", 2, &["2048", "vocabulary", "large.jsonl"]),
-        ("golden/models/dense --data latin1.txt", 1, &["latin1.txt", "UTF-8"]),
-        (
-            "golden/families/llama/base/model --data golden/text/english.heldout.txt",
-            1,
-            &["tokenizer.json"],
-        ),
+        ("nowhere.txt", 1, &["nowhere.txt", "--data"]),
+        ("folder", 1, &["folder"]),
+        ("broken.jsonl", 1, &["broken.jsonl", "line 3"]),
+        ("keys.jsonl", 1, &["keys.jsonl", "line 2", "input_ids"]),
+        ("large.jsonl", 2, &["2048", "vocabulary", "large.jsonl"]),
+        ("latin1.txt", 1, &["latin1.txt", "UTF-8"]),
     ];
-    requests_refused(&sandbox, "eval", requests);
+    requests_refused(&sandbox, "eval golden/models/dense --data", requests);
+    let line = "eval golden/families/llama/base/model --data golden/text/english.heldout.txt";
+    sandbox.must_refuse(line, 1, &["tokenizer.json"]);
+}
+
+#[test]
+fn data_without_a_token_to_predict_is_refused() {
+    let sandbox = Sandbox::new();
+    sandbox.write("empty.txt", "");
+    sandbox.write("empty.jsonl", "\n\n");
+    sandbox.write("one.jsonl", "{\"input_ids\": [5]}\n");
+    let requests: &[Request] = &[
+        ("empty.txt", 2, &["empty.txt", "nothing to predict"]),
+        ("empty.jsonl", 2, &["empty.jsonl", "nothing to predict"]),
+        ("one.jsonl", 2, &["one.jsonl", "nothing to predict"]),
+    ];
+    requests_refused(&sandbox, "eval golden/models/dense --data", requests);
 }
 
 #[test]

@@ -6,49 +6,50 @@ use crate::common::Sandbox;
 /// The dense model that most of these requests are about.
 const UPCYCLE: &str = "upcycle golden/models/dense -o out";
 
-#[test]
-fn models_that_cannot_be_experts_are_refused() {
+/// A dense model `base`.
+fn with_base() -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.copy("mergekit/inputs/a", "base");
-    sandbox.copy("mergekit/inputs/b", "tokens");
-    let tokenizer = sandbox.read("tokens/tokenizer.json");
-    sandbox.write(
-        "tokens/tokenizer.json",
-        String::from_utf8(tokenizer).unwrap().replacen("Ġthe", "Ġteh", 1),
-    );
+    sandbox
+}
+
+#[test]
+fn models_that_cannot_be_experts_are_refused() {
+    let sandbox = with_base();
     sandbox.write("file", "text");
     let requests: &[Request] = &[
-        ("--experts 2 --expert-model nowhere", 1, &["nowhere"]),
-        ("--experts 2 --expert-model file", 2, &["file"]),
-        (
-            "--experts 2 --expert-model golden/models/dense",
-            2,
-            &["golden/models/dense", "[2048, 128]", "tensor: "],
-        ),
-        ("--experts 2 --expert-model golden/models/moe", 2, &["golden/models/moe", "qwen3_moe"]),
-        (
-            "--experts 2 --expert-model golden/mergekit/inputs/qwen2",
-            2,
-            &["inputs/qwen2", "qwen2 model"],
-        ),
+        ("nowhere", 1, &["nowhere"]),
+        ("file", 2, &["file"]),
+        ("golden/models/dense", 2, &["golden/models/dense", "[2048, 128]", "tensor: "]),
+        ("golden/models/moe", 2, &["golden/models/moe", "qwen3_moe"]),
+        ("golden/mergekit/inputs/qwen2", 2, &["inputs/qwen2", "qwen2 model"]),
+    ];
+    let upcycle = "upcycle base -o out --top-k 1 --expert-model base --experts 2 --expert-model";
+    requests_refused(&sandbox, upcycle, requests);
+}
+
+#[test]
+fn models_with_other_tokens_or_in_other_numbers_are_refused() {
+    let sandbox = with_base();
+    sandbox.copy("mergekit/inputs/b", "tokens");
+    let tokenizer = String::from_utf8(sandbox.read("tokens/tokenizer.json")).unwrap();
+    sandbox.write("tokens/tokenizer.json", tokenizer.replacen("Ġthe", "Ġteh", 1));
+    let requests: &[Request] = &[
         ("--experts 2 --expert-model tokens", 2, &["tokens/tokenizer.json", "base"]),
         ("--experts 3 --expert-model tokens", 2, &["3 experts", "2 models"]),
     ];
     requests_refused(&sandbox, "upcycle base -o out --top-k 1 --expert-model base", requests);
-    let others: &[Request] = &[
-        ("base -o base/out --experts 1 --top-k 1 --expert-model base", 2, &["inside"]),
-        (
-            "golden/mergekit/inputs/b -o base/out --experts 1 --top-k 1 --expert-model base",
-            2,
-            &["inside"],
-        ),
-        (
-            "base -o out --experts 2 --top-k 1 --rest average",
-            2,
-            &["--rest average", "--expert-model"],
-        ),
-    ];
-    requests_refused(&sandbox, "upcycle", others);
+    let words = ["--rest average", "--expert-model"];
+    let average = "upcycle base -o out --experts 2 --top-k 1 --rest average";
+    sandbox.must_refuse(average, 2, &words);
+}
+
+#[test]
+fn no_output_lies_in_a_model_of_experts() {
+    let requests: &[Request] =
+        &[("base", 2, &["inside"]), ("golden/mergekit/inputs/b", 2, &["inside"])];
+    let upcycle = "upcycle -o base/out --experts 1 --top-k 1 --expert-model base";
+    requests_refused(&with_base(), upcycle, requests);
 }
 
 /// Prompts for the routers of two experts.
@@ -61,24 +62,17 @@ fn text_that_makes_no_clusters_is_refused() {
     sandbox.write("short.txt", "one two");
     sandbox.write("good.json", PROMPTS);
     let requests: &[Request] = &[
-        ("--experts 8 --top-k 2 --router kmeans", 2, &["--data"]),
-        ("--experts 8 --top-k 2 --data good.json", 2, &["--data", "--router kmeans"]),
-        ("--experts 8 --top-k 2 --router kmeans --data nowhere.txt", 1, &["nowhere.txt"]),
-        ("--experts 8 --top-k 2 --router kmeans --data empty.txt", 2, &["empty.txt"]),
-        (
-            "--experts 8 --top-k 2 --router kmeans --data short.txt",
-            2,
-            &["layer 0", "8 clusters", "--data"],
-        ),
-        ("--experts 8 --top-k 2 --router kmeans --data short.txt@0.5", 2, &["weight", "short.txt"]),
+        ("--router kmeans", 2, &["--data"]),
+        ("--data good.json", 2, &["--data", "--router kmeans"]),
+        ("--router kmeans --data nowhere.txt", 1, &["nowhere.txt"]),
+        ("--router kmeans --data empty.txt", 2, &["empty.txt"]),
+        ("--router kmeans --data short.txt", 2, &["layer 0", "8 clusters", "--data"]),
+        ("--router kmeans --data short.txt@0.5", 2, &["weight", "short.txt"]),
     ];
-    requests_refused(&sandbox, UPCYCLE, requests);
-    let without_tokenizer: &[Request] = &[(
-        "golden/families/llama/base/model -o out --experts 8 --top-k 2 --router kmeans --data short.txt",
-        1,
-        &["tokenizer.json"],
-    )];
-    requests_refused(&sandbox, "upcycle", without_tokenizer);
+    requests_refused(&sandbox, &format!("{UPCYCLE} --experts 8 --top-k 2"), requests);
+    let without_tokenizer = "upcycle golden/families/llama/base/model -o out --experts 8 --top-k 2 \
+                             --router kmeans --data short.txt";
+    sandbox.must_refuse(without_tokenizer, 1, &["tokenizer.json"]);
 }
 
 #[test]

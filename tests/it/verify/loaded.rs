@@ -124,16 +124,7 @@ fn routers_under_other_names_than_their_experts_are_named() {
 fn configs_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
     all_said(&[
         set(LLAMA, "rope_scaling", json!(false), &["rope_scaling false", "before 5"]),
-        case(
-            "Infinity",
-            LLAMA,
-            |c| {
-                c.edit_bytes("config.json", |b| {
-                    _ = b.splice(1..1, *b"\"limit\": [-Infinity, NaN],")
-                })
-            },
-            &[],
-        ),
+        case("Infinity", LLAMA, add_infinity, &[]),
         set(LLAMA, "eos_token_id", json!([1, 4097]), &["eos_token_id 4097", "beyond"]),
         set(LLAMA, "architectures", json!(["X"]), &["architectures [\"X\"]"]),
         set(LLAMA, "architectures", json!("X"), &["architectures \"X\""]),
@@ -149,32 +140,31 @@ fn configs_that_loaders_take_are_read_and_what_they_trip_over_is_said() {
     ]);
 }
 
+fn add_infinity(c: &Checkpoint) {
+    c.edit_bytes("config.json", |b| _ = b.splice(1..1, *b"\"limit\": [-Infinity, NaN],"));
+}
+
 #[test]
 fn values_that_versions_of_transformers_read_from_two_places_are_said() {
+    const BASES: &str = "transformers 5 reads 70.0, versions before it 50.0";
+    const LENGTHS: &str = "transformers 5 reads 8, versions before it 16";
     all_said(&[
-        case(
-            "two bases",
-            LLAMA,
-            |c| {
-                c.set("rope_theta", json!(50.0));
-                c.set(
-                    "rope_scaling",
-                    json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 70.0 }),
-                );
-            },
-            &["transformers 5 reads 70.0, versions before it 50.0"],
-        ),
-        case(
-            "two lengths",
-            LLAMA,
-            |c| {
-                let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
-                c.set("original_max_position_embeddings", json!(8));
-                c.set("rope_scaling", yarn);
-            },
-            &["transformers 5 reads 8, versions before it 16"],
-        ),
+        case("two bases", LLAMA, set_two_bases, &[BASES]),
+        case("two lengths", LLAMA, set_two_lengths, &[LENGTHS]),
     ]);
+}
+
+fn set_two_bases(c: &Checkpoint) {
+    c.set("rope_theta", json!(50.0));
+    let linear = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 70.0 });
+    c.set("rope_scaling", linear);
+}
+
+fn set_two_lengths(c: &Checkpoint) {
+    c.set("original_max_position_embeddings", json!(8));
+    let yarn =
+        json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
+    c.set("rope_scaling", yarn);
 }
 
 #[test]
@@ -233,15 +223,19 @@ fn indexes_that_name_other_shards_are_said() {
 }
 
 #[test]
-fn tokens_and_tensors_that_loaders_place_elsewhere_are_said() {
+fn tokens_that_loaders_place_elsewhere_are_said() {
+    all_said(&[case(
+        "beyond",
+        TRAINED,
+        |c| c.write("added_tokens.json", "{\"<|im_end|>\": 4096}"),
+        // This is the number that transformers gives it.
+        &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
+    )]);
+}
+
+#[test]
+fn tensors_that_loaders_place_elsewhere_are_said() {
     all_said(&[
-        case(
-            "beyond",
-            TRAINED,
-            |c| c.write("added_tokens.json", "{\"<|im_end|>\": 4096}"),
-            // This is the number that transformers gives it.
-            &["beyond the vocabulary of 2048", "<|im_end|>", "(2048)"],
-        ),
         case(
             "unlisted",
             SHARDED,

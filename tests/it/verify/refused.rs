@@ -69,32 +69,26 @@ fn indexes_that_loaders_refuse_are_not_sound() {
 }
 
 #[test]
-fn weights_and_tokenizers_that_loaders_refuse_are_not_sound() {
+fn weights_under_another_name_are_not_sound() {
+    all_refused(&[case(
+        "another name",
+        LLAMA,
+        |c| c.rename(SHARD, "weights.safetensors"),
+        &["weights.safetensors", "rename"],
+    )]);
+}
+
+/// A checkpoint with the file `name` that holds `text`.
+fn written(name: &'static str, text: &'static str, says: &'static [&'static str]) -> Case {
+    case(name, LLAMA, move |c| c.write(name, text), says)
+}
+
+#[test]
+fn tokenizers_that_loaders_refuse_are_not_sound() {
     all_refused(&[
-        case(
-            "another name",
-            LLAMA,
-            |c| c.rename(SHARD, "weights.safetensors"),
-            &["weights.safetensors", "rename"],
-        ),
-        case(
-            "a pointer",
-            LLAMA,
-            |c| c.write("tokenizer.json", POINTER),
-            &["tokenizer.json", "Git LFS", "git lfs pull"],
-        ),
-        case(
-            "another pointer",
-            LLAMA,
-            |c| c.write("tokenizer.model", POINTER),
-            &["tokenizer.model", "Git LFS"],
-        ),
-        case(
-            "half a tokenizer",
-            LLAMA,
-            |c| c.write("tokenizer.json", "{\"model\": "),
-            &["tokenizer.json", "JSON"],
-        ),
+        written("tokenizer.json", POINTER, &["tokenizer.json", "Git LFS", "git lfs pull"]),
+        written("tokenizer.model", POINTER, &["tokenizer.model", "Git LFS"]),
+        written("tokenizer.json", "{\"model\": ", &["tokenizer.json", "JSON"]),
     ]);
 }
 
@@ -122,41 +116,27 @@ fn adapters_and_pickles_are_not_sound() {
     ]);
 }
 
+/// A checkpoint with `prefix` before all names.
+fn with_prefix(prefix: &'static str, says: &'static [&'static str]) -> Case {
+    case(prefix, LLAMA, move |c| prefixed(c, prefix), says)
+}
+
 #[test]
-fn tensors_that_loaders_refuse_are_not_sound() {
+fn prefixes_of_wrappers_are_not_sound() {
     all_refused(&[
-        case(
-            "DataParallel",
-            LLAMA,
-            |c| prefixed(c, "module."),
-            &["module.model.embed_tokens.weight", "removeprefix"],
-        ),
-        case(
-            "torch.compile",
-            LLAMA,
-            |c| prefixed(c, "_orig_mod."),
-            &["\"_orig_mod.\"", "removeprefix"],
-        ),
-        case(
-            "PEFT",
-            LLAMA,
-            |c| prefixed(c, "base_model.model."),
-            &["\"base_model.model.\"", "merge_and_unload"],
-        ),
-        // transformers reads this, and this program says that it doesn't.
-        case(
-            "F64",
-            LLAMA,
-            widen_norm,
-            &["model.norm.weight", "F64", "though transformers loads them", "save_pretrained"],
-        ),
-        case(
-            "several",
-            LLAMA,
-            |c| prefixed(c, "_orig_mod.module."),
-            &["\"_orig_mod.module.\"", "removeprefix"],
-        ),
+        // DataParallel, torch.compile, both, and PEFT.
+        with_prefix("module.", &["module.model.embed_tokens.weight", "removeprefix"]),
+        with_prefix("_orig_mod.", &["\"_orig_mod.\"", "removeprefix"]),
+        with_prefix("_orig_mod.module.", &["\"_orig_mod.module.\"", "removeprefix"]),
+        with_prefix("base_model.model.", &["\"base_model.model.\"", "merge_and_unload"]),
     ]);
+}
+
+/// transformers reads F64, and this program says that it doesn't.
+#[test]
+fn tensors_in_f64_are_not_sound() {
+    let says = &["model.norm.weight", "F64", "though transformers loads them", "save_pretrained"];
+    all_refused(&[case("F64", LLAMA, widen_norm, says)]);
 }
 
 /// Renames the shard `name` to `new`, also in the index.

@@ -15,37 +15,38 @@ fn result() -> Sandbox {
     sandbox
 }
 
-#[test]
-fn a_list_of_hashes_that_was_changed_is_found() {
-    let sandbox = result();
-    let sums = String::from_utf8(sandbox.read(SUMS)).unwrap();
-    let without = |name: &str| {
-        sums.lines().filter(|line| !line.ends_with(name)).fold(String::new(), |a, l| a + l + "\n")
-    };
-    let reversed = sums.lines().rev().fold(String::new(), |text, line| text + line + "\n");
+fn lines<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    lines.fold(String::new(), |text, line| text + line + "\n")
+}
+
+/// Ways to change the list `sums`, their results, and what `verify` says of each.
+fn changes(sums: &str) -> [(&'static str, String, &'static str); 10] {
+    let without = |name: &str| lines(sums.lines().filter(|line| !line.ends_with(name)));
+    let of_config = &sums.lines().find(|line| line.ends_with("  config.json")).unwrap()[..64];
     let zeros = "0".repeat(64);
-    let of_config =
-        sums.lines().find(|line| line.ends_with("  config.json")).unwrap()[..64].to_owned();
-    let mut problems = Vec::new();
-    let changes = [
+    [
         ("emptied", String::new(), "isn't listed"),
         ("without weights", without("model.safetensors"), "model.safetensors isn't listed"),
         ("without the config", without("config.json"), "config.json isn't listed"),
         ("without the receipt", without("moe-convert.json"), "moe-convert.json isn't listed"),
         ("without the card", without("README.md"), "README.md isn't listed"),
-        ("reversed", reversed, "lines"),
-        ("another hash", sums.replace(&of_config, &zeros), "SHA-256"),
+        ("reversed", lines(sums.lines().rev()), "lines"),
+        ("another hash", sums.replace(of_config, &zeros), "SHA-256"),
         ("a line more", format!("{sums}{zeros}  notes.txt\n"), "notes.txt is listed"),
         ("a file twice", format!("{sums}{sums}"), "again"),
         ("no list", "words\n".to_owned(), "line 1"),
-    ];
-    for (change, text, complaint) in changes {
+    ]
+}
+
+#[test]
+fn a_list_of_hashes_that_was_changed_is_found() {
+    let sandbox = result();
+    let sums = String::from_utf8(sandbox.read(SUMS)).unwrap();
+    let mut problems = Vec::new();
+    for (change, text, complaint) in changes(&sums) {
         sandbox.write(SUMS, text);
-        problems.extend(
-            sandbox
-                .refuses("verify out", 1, &["SHA256SUMS", complaint])
-                .map(|p| format!("{change}: {p}")),
-        );
+        let refused = sandbox.refuses("verify out", 1, &["SHA256SUMS", complaint]);
+        problems.extend(refused.map(|problem| format!("{change}: {problem}")));
     }
     fs::remove_file(sandbox.path(SUMS)).unwrap();
     problems.extend(sandbox.refuses("verify out", 1, &["SHA256SUMS", "receipt"]));
@@ -69,31 +70,34 @@ fn a_changed_receipt_is_found_and_resume_keeps_only_complete_results() {
     sandbox.run("verify out").exits(1).says(&["moe-convert.json", "SHA-256"]);
 }
 
+/// Files that loaders take if they find them.
+const TAKEN_BY_LOADERS: [&str; 19] = [
+    "pytorch_model.bin",
+    "extra.safetensors",
+    "model.safetensors.index.json",
+    "consolidated.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "modeling_x.py",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "hf_quant_config.json",
+    "params.json",
+    "modules.json",
+    "1_Pooling/config.json",
+];
+
 #[test]
 fn added_files_that_loaders_take_are_refused() {
     let sandbox = result();
     let mut problems = Vec::new();
-    for name in [
-        "pytorch_model.bin",
-        "extra.safetensors",
-        "model.safetensors.index.json",
-        "consolidated.safetensors",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "modeling_x.py",
-        "chat_template.jinja",
-        "chat_template.json",
-        "additional_chat_templates/tool_use.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "special_tokens_map.json",
-        "preprocessor_config.json",
-        "hf_quant_config.json",
-        "params.json",
-        "modules.json",
-        "1_Pooling/config.json",
-    ] {
+    for name in TAKEN_BY_LOADERS {
         sandbox.write(&format!("out/{name}"), "{}");
         problems.extend(sandbox.refuses("verify out", 1, &[name]));
         fs::remove_file(sandbox.path(&format!("out/{name}"))).unwrap();

@@ -33,9 +33,19 @@ fn errors_of_clap_have_what_where_and_a_remedy() {
     );
 }
 
+/// Asserts that each line is refused: what is wrong comes first, and then the remedy.
+#[track_caller]
+fn all_refused(lines: &[(&str, &str, &str)]) {
+    for (line, what, remedy) in lines {
+        let error = refused(line);
+        let (before, after) = error.split_once("\n  remedy: ").unwrap();
+        assert!(before.contains(what) && after.contains(remedy), "{line}: {error}");
+    }
+}
+
 #[test]
-fn what_others_mean_otherwise_has_a_way_on() {
-    for (line, what, remedy) in [
+fn numbers_shares_and_sizes_that_others_write_have_a_way_on() {
+    all_refused(&[
         (
             "moe-convert prune model -o out --keep x%",
             "'x%' for '--keep <SHARE>': not a number",
@@ -68,6 +78,13 @@ fn what_others_mean_otherwise_has_a_way_on() {
             "not a number",
             "see moe-convert prune --help",
         ),
+        ("moe-convert prune m -o o --keep 1ee2%", "not a number", "give a number, such as"),
+    ]);
+}
+
+#[test]
+fn schemes_and_bits_that_others_write_have_a_way_on() {
+    all_refused(&[
         (
             "moe-convert quantize model -o out --scheme w8a8",
             "no scheme \"w8a8\"",
@@ -76,6 +93,15 @@ fn what_others_mean_otherwise_has_a_way_on() {
         ("moe-convert quantize model -o out --scheme w4a61", "no scheme", "give w4a16"),
         ("moe-convert quantize model -o out --scheme INT8", "no scheme", "w8a8"),
         ("moe-convert quantize model -o out --bits 6", "no scheme", "give --target-bits 6"),
+        ("moe-convert quantize m -o o --bits 4.5", "\"4.5\"", "give one of w8a16"),
+        ("moe-convert quantize m -o o --bits -4", "(given as --bits)", "give one of w8a16"),
+        ("moe-convert quantize m -o o --bits=", "for '--scheme <", "give one of w8a16"),
+    ]);
+}
+
+#[test]
+fn options_that_exclude_each_other_have_a_way_on() {
+    all_refused(&[
         (
             "moe-convert quantize model -o out --bits 4 --scheme w8a16",
             "--bits and --scheme are one option",
@@ -86,7 +112,12 @@ fn what_others_mean_otherwise_has_a_way_on() {
             "--method and --criterion are one option",
             "give --criterion alone",
         ),
-        ("moe-convert eval model --held-out t", "'--held-out'", "give --data TEXT"),
+        (
+            "moe-convert upcycle d -o o --expert a --expert-model b",
+            "one option",
+            "--expert-model alone",
+        ),
+        ("moe-convert eval m --data a --file b", "--data and --file are one", "--data alone"),
         (
             "moe-convert prune model -o out --plan p --method reap",
             "'--criterion",
@@ -97,6 +128,13 @@ fn what_others_mean_otherwise_has_a_way_on() {
             "'--keep",
             "leave --plan or --keep out",
         ),
+    ]);
+}
+
+#[test]
+fn options_and_commands_of_others_have_a_way_on() {
+    all_refused(&[
+        ("moe-convert eval model --held-out t", "'--held-out'", "give --data TEXT"),
         (
             "moe-convert quantize model -o out --ignore lm_head",
             "'--ignore'",
@@ -113,17 +151,14 @@ fn what_others_mean_otherwise_has_a_way_on() {
         ("moe-convert evaluate model", "'evaluate'", "moe-convert eval"),
         ("moe-convert convert model", "'convert'", "see moe-convert --help"),
         ("moe-convert run r.toml --overwrite", "goes with --junit", "or leave --overwrite"),
-        (
-            "moe-convert upcycle d -o o --expert a --expert-model b",
-            "one option",
-            "--expert-model alone",
-        ),
-        ("moe-convert eval m --data a --file b", "--data and --file are one", "--data alone"),
         ("moe-convert heal m -o o --data t --teacher m", "(given as --teacher)", "give --original"),
-        ("moe-convert prune m -o o --keep 1ee2%", "not a number", "give a number, such as"),
-        ("moe-convert quantize m -o o --bits 4.5", "\"4.5\"", "give one of w8a16"),
-        ("moe-convert quantize m -o o --bits -4", "(given as --bits)", "give one of w8a16"),
-        ("moe-convert quantize m -o o --bits=", "for '--scheme <", "give one of w8a16"),
+        ("moe-convert verify m --device gpu7", "unknown device \"gpu7\"", "give auto, cpu"),
+    ]);
+}
+
+#[test]
+fn flags_that_others_turn_on_and_off_have_a_way_on() {
+    all_refused(&[
         ("moe-convert heal m -o o --pack True", "'True'", "leave True out: --pack alone"),
         (
             "moe-convert heal m -o o --pack=true",
@@ -144,12 +179,7 @@ fn what_others_mean_otherwise_has_a_way_on() {
         ),
         ("moe-convert heal m -o o --no-pack", "'--no-pack'", "unless --pack is given"),
         ("moe-convert prune m -o o --baseline", "'--baseline'", "unless --no-baseline is given"),
-        ("moe-convert verify m --device gpu7", "unknown device \"gpu7\"", "give auto, cpu"),
-    ] {
-        let error = refused(line);
-        let (before, after) = error.split_once("\n  remedy: ").unwrap();
-        assert!(before.contains(what) && after.contains(remedy), "{line}: {error}");
-    }
+    ]);
 }
 
 #[test]
@@ -216,7 +246,7 @@ fn what_clap_proposes_is_the_remedy() {
 }
 
 #[test]
-fn spellings_of_others_and_of_earlier_versions_are_accepted() {
+fn spellings_of_others_are_those_of_one_option() {
     for (line, same) in [
         ("prune m -o o --keep 75% --criterion REAP", "prune m -o o --keep 0.75 --criterion reap"),
         ("prune m -o o --num_experts=4", "prune m -o o --experts=4"),
@@ -240,6 +270,10 @@ fn spellings_of_others_and_of_earlier_versions_are_accepted() {
         let respelled = crate::spelling::respell(words(line), command).ok().unwrap();
         assert_eq!((respelled.words, respelled.notes.len()), (words(same), 0));
     }
+}
+
+#[test]
+fn values_are_read_in_any_case() {
     for line in [
         "verify m --device CPU",
         "verify m --device Cuda:0",
@@ -254,6 +288,10 @@ fn spellings_of_others_and_of_earlier_versions_are_accepted() {
         let words = std::iter::once("moe-convert").chain(line.split(' '));
         assert!(Cli::read(words).is_ok(), "{line}");
     }
+}
+
+#[test]
+fn names_of_earlier_versions_are_accepted_with_a_note() {
     for (line, note) in [
         ("prune m -o o --keep 0.5 --method reap", "--method is now --criterion"),
         ("merge m -o o --keep 0.5 --method ream", "--method is now --algorithm"),

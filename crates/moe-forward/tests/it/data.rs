@@ -91,32 +91,37 @@ fn files_of_all_forms_give_the_tokens_that_python_makes_of_them() {
     }
 }
 
-/// Text of 6 MB, of which a sample is read at places, as prose, as records and as one record.
+/// A folder with a tokenizer and text of 6 MB, as prose, as records and as one record.
+fn large_texts() -> tempfile::TempDir {
+    let text = std::fs::read_to_string(golden("text/english.calibration.txt")).unwrap();
+    let record = |line: &str| serde_json::json!({ "text": line }).to_string() + "\n";
+    let records = text.lines().map(record).collect::<String>();
+    let whole = serde_json::json!({ "id": 1, "text": text.repeat(150) });
+    let dir = tokenizer("");
+    let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+    write("prose", text.repeat(150));
+    write("records", records.repeat(130));
+    write("record", whole.to_string());
+    dir
+}
+
+fn options(sequence_length: usize, max_tokens: usize) -> TokenizeOptions {
+    TokenizeOptions {
+        sequence_length,
+        vocab: 1 << 20,
+        max_tokens: Some(max_tokens),
+        ..TokenizeOptions::default()
+    }
+}
+
+/// A sample is read at places.
 #[test]
 fn a_sample_of_a_large_text_is_of_the_seed_alone() {
-    let text = std::fs::read_to_string(golden("text/english.calibration.txt")).unwrap();
-    let dir = tokenizer("");
-    let path = |name: &str| dir.path().join(name);
-    let lines: Vec<String> =
-        text.lines().map(|line| serde_json::json!({ "text": line }).to_string()).collect();
-    std::fs::write(path("prose"), text.repeat(150)).unwrap();
-    std::fs::write(path("records"), (lines.join("\n") + "\n").repeat(130)).unwrap();
-    std::fs::write(
-        path("record"),
-        serde_json::json!({ "id": 1, "text": text.repeat(150) }).to_string(),
-    )
-    .unwrap();
+    let dir = large_texts();
     for name in ["prose", "records", "record"] {
         let load = |seed, max_tokens, pack| {
-            let options = TokenizeOptions {
-                sequence_length: 128,
-                vocab: 1 << 20,
-                max_tokens: Some(max_tokens),
-                sample: Some(seed),
-                pack,
-                ..TokenizeOptions::default()
-            };
-            Corpus::load(&[spec(&path(name))], dir.path(), options).unwrap()
+            let options = TokenizeOptions { sample: Some(seed), pack, ..options(128, max_tokens) };
+            Corpus::load(&[spec(&dir.path().join(name))], dir.path(), options).unwrap()
         };
         for (tokens, pack) in [(2, false), (1000, false), (5000, true)] {
             let corpus = load(1, tokens, pack);
@@ -126,14 +131,15 @@ fn a_sample_of_a_large_text_is_of_the_seed_alone() {
         let windows = |seed| load(seed, 1000, false).domains.remove(0).sequences;
         assert_eq!(windows(1), windows(1), "{name}");
         assert_ne!(windows(1), windows(2), "{name}");
-        // Prefixes of one document are read from the beginning, and no further than they go.
-        let options = TokenizeOptions {
-            sequence_length: 64,
-            vocab: 1 << 20,
-            max_tokens: Some(1000),
-            ..TokenizeOptions::default()
-        };
-        let first = Corpus::load(&[spec(&path(name))], dir.path(), options).unwrap();
+    }
+}
+
+#[test]
+fn a_prefix_of_a_large_text_is_read_no_further_than_it_goes() {
+    let dir = large_texts();
+    for name in ["prose", "records", "record"] {
+        let data = spec(&dir.path().join(name));
+        let first = Corpus::load(&[data], dir.path(), options(64, 1000)).unwrap();
         assert_eq!(first.tokens(), 1000);
         assert!(first.texts[0].has_more && first.texts[0].tokens < 100_000, "{name}");
     }
@@ -167,14 +173,7 @@ fn what_is_drawn_does_not_depend_on_the_room() {
     std::fs::write(&path, (0..500).map(line).collect::<String>()).unwrap();
     let load = |tokens| {
         let room = Some(Room { tokens, bytes: 9 * tokens as u64, option: "--data-tokens" });
-        let options = TokenizeOptions {
-            sequence_length: 16,
-            vocab: 1 << 20,
-            max_tokens: Some(400),
-            sample: Some(7),
-            room,
-            ..TokenizeOptions::default()
-        };
+        let options = TokenizeOptions { sample: Some(7), room, ..options(16, 400) };
         Corpus::load(&[spec(&path)], dir.path(), options)
     };
     let [little, much] = [3000, 1_000_000].map(|tokens| load(tokens).unwrap());

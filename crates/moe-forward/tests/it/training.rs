@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use moe_forward::Batch;
 use moe_forward::train::{
-    BalanceOver, BatchWeight, Goal, Gradients, Objective, Parameters, Targets, TrainedPart, Trainee,
+    BalanceOver, BatchWeight, Goal, Gradients, Losses, Objective, Parameters, Targets, TrainedPart,
+    Trainee,
 };
 use moe_math::Compute;
 use moe_math::adamw::{AdamW, AdamWStep, Moments, clipping, cosine, square_norm};
@@ -75,52 +76,53 @@ fn sums(g: &[f64]) -> [f64; 3] {
     ]
 }
 
+/// The losses of `trainee` on `batch`, and their gradients.
+fn accumulated(
+    trainee: &Trainee<'_>,
+    batch: &Batch,
+    objective: &Objective,
+    teacher: Option<&Targets>,
+) -> (Losses, Gradients) {
+    let mut gradients = Gradients::new(trainee.parameters);
+    let goal = Goal { objective, teacher, scale: BatchWeight::over([batch]) };
+    let losses = trainee.accumulate(batch, goal, &mut gradients).unwrap();
+    (losses, gradients)
+}
+
 #[test]
 fn losses_and_gradients_are_those_of_pytorch() {
     let about = json("training/gradients.json");
+    let families = about.as_object().unwrap();
+    let checked: usize = families.iter().map(|(family, about)| compare_family(family, about)).sum();
+    assert!(checked > 1000, "only {checked} gradients were compared");
+}
+
+/// How many gradients of `family` were compared.
+fn compare_family(family: &str, about: &Value) -> usize {
+    let ((model, batch), compute) = (opened(family), Compute::cpu());
+    let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
+    let trainee =
+        Trainee { model: &model, parameters: &parameters, compute: &compute, keep_graphs: false };
+    let sampled = tensors(&format!("training/gradients/{family}.safetensors"));
+    let teacher = sampled.get("teacher_logits").map(|logits| Targets::Logits(logits.clone()));
     let mut checked = 0;
-    for (family, about) in about.as_object().unwrap() {
-        let (model, batch) = opened(family);
-        let compute = Compute::cpu();
-        let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
-        let sampled = tensors(&format!("training/gradients/{family}.safetensors"));
-        for (loss, value) in about["losses"].as_object().unwrap() {
-            let objective = objective(loss);
-            let teacher =
-                sampled.get("teacher_logits").map(|logits| Targets::Logits(logits.clone()));
-            let mut gradients = Gradients::new(&parameters);
-            let trainee = Trainee {
-                model: &model,
-                parameters: &parameters,
-                compute: &compute,
-                keep_graphs: false,
-            };
-            let goal = Goal {
-                objective: &objective,
-                teacher: teacher.as_ref(),
-                weight: BatchWeight::over([&batch]),
-            };
-            let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
-            let (found, expected) = (losses.total(&objective), value.as_f64().unwrap());
-            let tolerance = if loss == "kl" { 2e-5 } else { 2e-6 };
-            assert!(
-                (found - expected).abs() < tolerance * expected,
-                "{family} {loss}: {found} instead of {expected}"
-            );
-            let gradients = by_name(&parameters, &gradients);
-            checked += compare_sampled(family, loss, about, &sampled, &gradients);
-            if loss == "ce"
-                && golden(&format!("training/gradients/{family}.ce.safetensors")).exists()
-            {
-                compare_whole(
-                    family,
-                    &tensors(&format!("training/gradients/{family}.ce.safetensors")),
-                    &gradients,
-                );
-            }
+    for (loss, value) in about["losses"].as_object().unwrap() {
+        let objective = objective(loss);
+        let (losses, gradients) = accumulated(&trainee, &batch, &objective, teacher.as_ref());
+        let (found, expected) = (losses.total(&objective), value.as_f64().unwrap());
+        let tolerance = if loss == "kl" { 2e-5 } else { 2e-6 };
+        assert!(
+            (found - expected).abs() < tolerance * expected,
+            "{family} {loss}: {found} instead of {expected}"
+        );
+        let gradients = by_name(&parameters, &gradients);
+        checked += compare_sampled(family, loss, about, &sampled, &gradients);
+        let whole = format!("training/gradients/{family}.ce.safetensors");
+        if loss == "ce" && golden(&whole).exists() {
+            compare_whole(family, &tensors(&whole), &gradients);
         }
     }
-    assert!(checked > 1000, "only {checked} gradients were compared");
+    checked
 }
 
 fn compare_whole(
@@ -137,6 +139,11 @@ fn compare_whole(
     }
 }
 
+/// The name of a parameter in a golden, and the number of its sampled entries.
+fn named(parameter: &Value) -> (&str, usize) {
+    (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize)
+}
+
 /// How many parameters were compared.
 fn compare_sampled(
     family: &str,
@@ -148,117 +155,133 @@ fn compare_sampled(
     let Some(sums_of) = sampled.get(&format!("{loss}.sums")) else { return 0 };
     let sums_of = sums_of.to_vec2::<f64>().unwrap();
     let indices = values(&sampled["indices"]);
-    let entries = sampled.get(&format!("{loss}.entries")).map(values);
+    let entries = sampled.get(&format!("{loss}.entries")).map(values).unwrap_or_default();
     // A KL is the small difference of two distributions.
     let tolerance = if loss == "kl" { 5.0 * TOLERANCE } else { TOLERANCE };
     let mut at = 0;
     let parameters = about["parameters"].as_array().unwrap();
     for (parameter, expected) in parameters.iter().zip(&sums_of) {
-        let (name, count) =
-            (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize);
-        let gradient = &found[name];
-        let size = expected[0];
-        for (found, expected) in sums(gradient).iter().zip(expected) {
-            // A sum of n entries may be off by √n times what an entry is.
-            let room = tolerance * size * (gradient.len() as f64).sqrt().max(1.0);
-            assert!(
-                (found - expected).abs() <= room,
-                "{family} {loss} {name}: {found} instead of {expected}"
-            );
-        }
-        for position in at..at + count {
-            let Some(expected) = entries.as_ref().and_then(|entries| entries.get(position)) else {
-                break;
-            };
-            let found = gradient[indices[position] as usize];
-            assert!(
-                (found - expected).abs() <= tolerance * size,
-                "{family} {loss} {name}: {found}, {expected}"
-            );
+        let (name, count) = named(parameter);
+        let case = format!("{family} {loss} {name}");
+        compare_sums(&case, &found[name], expected, tolerance);
+        for (entry, index) in entries.iter().zip(&indices).skip(at).take(count) {
+            let found = found[name][*index as usize];
+            assert!((found - entry).abs() <= tolerance * expected[0], "{case}: {found}, {entry}");
         }
         at += count;
     }
     parameters.len()
 }
 
+fn compare_sums(case: &str, gradient: &[f64], expected: &[f64], tolerance: f64) {
+    for (found, wanted) in sums(gradient).iter().zip(expected) {
+        // A sum of n entries may be off by √n times what an entry is.
+        let room = tolerance * expected[0] * (gradient.len() as f64).sqrt().max(1.0);
+        assert!((found - wanted).abs() <= room, "{case}: {found} instead of {wanted}");
+    }
+}
+
+/// A training as golden/training/run.json describes it.
+struct Run {
+    model: Model,
+    batch: Batch,
+    compute: Compute,
+    parameters: Parameters,
+    moments: Vec<Moments>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let ((model, batch), compute) = (opened("qwen3_moe"), Compute::cpu());
+        let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
+        let moments = parameters.list.iter().map(|p| Moments::new(&p.value).unwrap()).collect();
+        Self { model, batch, compute, parameters, moments }
+    }
+
+    fn values(&self) -> HashMap<String, Vec<f64>> {
+        let list = self.parameters.list.iter();
+        list.map(|p| (p.weight.name().to_owned(), values(&p.value))).collect()
+    }
+
+    /// The gradients of step `t`, whose losses and norm are as `expected`, and their norm.
+    fn gradients(&self, t: usize, expected: &Value) -> (Gradients, f64) {
+        let objective = Objective { cross_entropy: 1.0, balance: 0.01, ..NOTHING };
+        let sequence = expected["sequence"].as_u64().unwrap() as usize;
+        let batch = Batch::new([&self.batch.ids[self.batch.spans[sequence].clone()]]);
+        let Self { model, compute, parameters, .. } = self;
+        let trainee = Trainee { model, parameters, compute, keep_graphs: true };
+        let (losses, gradients) = accumulated(&trainee, &batch, &objective, None);
+        let all = (0..parameters.list.len()).filter_map(|i| gradients.get(i));
+        let norm = all.map(|g| square_norm(g).unwrap()).sum::<f64>().sqrt();
+        close(t, losses.total(&objective), expected, "loss");
+        close(t, losses.cross_entropy, expected, "ce");
+        close(t, losses.balance, expected, "balance");
+        close(t, norm, expected, "norm");
+        (gradients, norm)
+    }
+
+    fn step(&mut self, gradients: &Gradients, step: &Step) {
+        for (index, parameter) in self.parameters.list.iter().enumerate() {
+            let zeros = parameter.value.as_tensor().zeros_like().unwrap().detach();
+            let gradient = gradients.get(index).unwrap_or(&zeros);
+            let moments = &mut self.moments[index];
+            AdamW::default().step(&parameter.value, gradient, moments, step).unwrap();
+        }
+    }
+}
+
+#[track_caller]
+fn close(t: usize, found: f64, expected: &Value, key: &str) {
+    let expected = expected[key].as_f64().unwrap();
+    assert!(
+        (found - expected).abs() <= 1e-5 * expected.abs(),
+        "step {t}: {key} {found} instead of {expected}"
+    );
+}
+
 #[test]
 fn a_run_is_that_of_pytorch() {
     let about = json("training/run.json");
-    let (model, batch) = opened("qwen3_moe");
-    let compute = Compute::cpu();
-    let parameters = Parameters::read(&model, &TrainedPart::ALL, DType::F32, &compute).unwrap();
-    let start: HashMap<String, Vec<f64>> =
-        parameters.list.iter().map(|p| (p.weight.name().to_owned(), values(&p.value))).collect();
-    let mut moments: Vec<Moments> =
-        parameters.list.iter().map(|p| Moments::new(&p.value).unwrap()).collect();
-    let objective = Objective { cross_entropy: 1.0, balance: 0.01, ..NOTHING };
+    let mut run = Run::new();
+    let start = run.values();
     let steps = about["steps"].as_array().unwrap();
     for (t, expected) in steps.iter().enumerate() {
-        let sequence = expected["sequence"].as_u64().unwrap() as usize;
-        let batch = Batch::new([&batch.ids[batch.spans[sequence].clone()]]);
-        let mut gradients = Gradients::new(&parameters);
-        let trainee = Trainee {
-            model: &model,
-            parameters: &parameters,
-            compute: &compute,
-            keep_graphs: true,
-        };
-        let goal =
-            Goal { objective: &objective, teacher: None, weight: BatchWeight::over([&batch]) };
-        let losses = trainee.accumulate(&batch, goal, &mut gradients).unwrap();
-        let squares = (0..parameters.list.len())
-            .filter_map(|i| gradients.get(i))
-            .map(|g| square_norm(g).unwrap());
-        let norm = squares.sum::<f64>().sqrt();
+        let (gradients, norm) = run.gradients(t, expected);
         let learning_rate = 1e-3 * cosine(t as u64, 1, steps.len() as u64);
-        let close = |found: f64, key: &str| {
-            let expected = expected[key].as_f64().unwrap();
-            assert!(
-                (found - expected).abs() <= 1e-5 * expected.abs(),
-                "step {t}: {key} {found} instead of {expected}"
-            );
-        };
-        close(losses.total(&objective), "loss");
-        close(losses.cross_entropy, "ce");
-        close(losses.balance, "balance");
-        close(norm, "norm");
-        close(learning_rate, "learning_rate");
+        close(t, learning_rate, expected, "learning_rate");
         let step = AdamWStep {
             number: t as u64 + 1,
             learning_rate,
             weight_decay: 0.01,
             scale: clipping(norm, Some(1.0)),
         };
-        for (index, parameter) in parameters.list.iter().enumerate() {
-            let zeros = parameter.value.as_tensor().zeros_like().unwrap().detach();
-            let gradient = gradients.get(index).unwrap_or(&zeros);
-            AdamW::default().step(&parameter.value, gradient, &mut moments[index], &step).unwrap();
-        }
+        run.step(&gradients, &step);
     }
+    compare_ends(&about["parameters"], &start, &run.values());
+}
+
+/// Compares what the parameters became with PyTorch's.
+fn compare_ends(
+    parameters: &Value,
+    start: &HashMap<String, Vec<f64>>,
+    end: &HashMap<String, Vec<f64>>,
+) {
     let golden = tensors("training/run.safetensors");
     let change = golden["change.sums"].to_vec2::<f64>().unwrap();
     let (entries, indices) = (values(&golden["final.entries"]), values(&golden["indices"]));
-    let end: HashMap<String, Vec<f64>> =
-        parameters.list.iter().map(|p| (p.weight.name().to_owned(), values(&p.value))).collect();
     let mut at = 0;
-    for (parameter, change) in about["parameters"].as_array().unwrap().iter().zip(&change) {
-        let (name, count) =
-            (parameter[0].as_str().unwrap(), parameter[1].as_u64().unwrap() as usize);
+    for (parameter, change) in parameters.as_array().unwrap().iter().zip(&change) {
+        let (name, count) = named(parameter);
         let moved: Vec<f64> =
             end[name].iter().zip(&start[name]).map(|(end, start)| end - start).collect();
-        let [size, ..] = sums(&moved);
+        let ([size, ..], wanted) = (sums(&moved), change[0]);
         assert!(
-            (size - change[0]).abs() <= 1e-3 * change[0],
-            "{name}: moved by {size} instead of {}",
-            change[0]
+            (size - wanted).abs() <= 1e-3 * wanted,
+            "{name}: moved by {size} instead of {wanted}"
         );
         for position in at..at + count {
-            let found = end[name][indices[position] as usize];
-            assert!(
-                (found - entries[position]).abs() < 3e-6,
-                "{name}: {found} instead of {}",
-                entries[position]
-            );
+            let (found, wanted) = (end[name][indices[position] as usize], entries[position]);
+            assert!((found - wanted).abs() < 3e-6, "{name}: {found} instead of {wanted}");
         }
         at += count;
     }

@@ -60,18 +60,12 @@ fn auto_falls_back_to_the_cpu_and_says_why() {
     assert_eq!(note(Ok(()), Err(NOT_BUILT), Ok(())), None, "a GPU that works");
     assert_eq!(note(Err(NOT_BUILT), Ok(()), Ok(())), None, "Apple's, which works");
     assert_eq!(note(Err(NOT_BUILT), Err(NOT_BUILT), Ok(())), None, "a build for CPUs");
+    let no_binary = "DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, ...)";
+    let old_driver = ["cuda:0 can't run a kernel", "update the NVIDIA driver"];
     for (cuda, launch, words) in [
         (Err(no_driver()), Ok(()), ["libcuda.so.1", "install it"]),
-        (
-            Ok(()),
-            Err("DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, ...)"),
-            ["NO_BINARY", "compute capability 8.0"],
-        ),
-        (
-            Ok(()),
-            Err("CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
-            ["cuda:0 can't run a kernel", "update the NVIDIA driver"],
-        ),
+        (Ok(()), Err(no_binary), ["NO_BINARY", "compute capability 8.0"]),
+        (Ok(()), Err("CUDA_ERROR_UNSUPPORTED_PTX_VERSION"), old_driver),
     ] {
         let note = note(cuda, Err(NOT_BUILT), launch).expect("a note");
         assert!(note.starts_with("computing on the CPU: ") && note.contains("remedy"), "{note}");

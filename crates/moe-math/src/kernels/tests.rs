@@ -26,19 +26,8 @@ fn library() -> &'static Library {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/host.c");
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
         let mut compile = Command::new(compiler);
-        compile.args([
-            "-std=c11",
-            "-O1",
-            "-Wall",
-            "-Werror",
-            "-Wno-unknown-pragmas",
-            "-x",
-            "c",
-            "-shared",
-            "-fPIC",
-            "-pthread",
-            "-o",
-        ]);
+        compile.args(["-std=c11", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas"]);
+        compile.args(["-x", "c", "-shared", "-fPIC", "-pthread", "-o"]);
         let done = compile.arg(&out).arg(source).arg("-lm").output().expect("a C compiler runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         // SAFETY: the library has no initializers.

@@ -22,7 +22,7 @@ use super::options::{QuantizeOptions, QuantizedPart};
 use super::widths::{Errors, LayerWidths};
 use crate::part::finite_values;
 
-/// The approximate number of tokens that errors are measured on. CalibrationSums over a layer's experts need
+/// The approximate number of tokens that errors are measured on. Sums over a layer's experts need
 /// few, and a quarter as many give the same choice.
 const TOKENS: usize = 1024;
 

@@ -74,7 +74,7 @@ pub(crate) struct LayerView<'a> {
     /// Experts that must be kept.
     pub protected: &'a [usize],
     pub groups: &'a [Group],
-    /// CalibrationSums of each group of tokens; empty for methods that need no sums.
+    /// Sums of each group of tokens; empty for methods that need no sums.
     pub sums: &'a [CalibrationSums],
     /// The inputs of the block, `[tokens, hidden]` in parts, where the method needs them.
     pub inputs: &'a [Tensor],

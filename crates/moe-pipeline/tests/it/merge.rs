@@ -147,32 +147,30 @@ fn refusal(model: &str, options: &MergeOptions) -> Error {
 
 #[test]
 fn what_cannot_work_is_refused_before_anything_is_read() {
-    for (model, toml, complaints) in [
+    for (toml, complaints) in [
+        ("experts = 12\nalgorithm = \"m-smoe\"\ngroup-cap = 4", ["--group-cap is for", "ream"]),
         (
-            "models/moe",
-            "experts = 12\nalgorithm = \"m-smoe\"\ngroup-cap = 4",
-            ["--group-cap is for", "ream"],
-        ),
-        (
-            "models/moe",
             "experts = 12\nalgorithm = \"ream\"\ndern-threshold = 0.5",
             ["--dern-threshold is for", "dern"],
         ),
         (
-            "models/moe",
             "experts = 4\nalgorithm = \"ream\"\ngroup-cap = 4",
             ["can't hold 24 experts", "--group-cap 6"],
         ),
         (
-            "models/moe",
             "experts = 12\nalgorithm = \"hc-smoe\"\nall-experts-every = 0",
             ["runs them on no token", "at least 1"],
         ),
-        (
-            "models/moe",
-            "experts = 12\nalgorithm = \"dern\"\ndern-threshold = 1.5",
-            ["not a cosine", "-1 to 1"],
-        ),
+        ("experts = 12\nalgorithm = \"dern\"\ndern-threshold = 1.5", ["not a cosine", "-1 to 1"]),
+    ] {
+        let message = refusal("models/moe", &with_data(toml)).to_string();
+        assert!(complaints.iter().all(|c| message.contains(c)), "{toml}: {message}");
+    }
+}
+
+#[test]
+fn numbers_of_experts_that_a_model_cannot_have_are_refused() {
+    for (model, toml, complaints) in [
         ("models/moe", "experts = 3", ["more than the 3", "keep 4 experts or more"]),
         ("families/deepseek_v3/base/model", "experts = 6", ["4 groups", "all 8 experts"]),
         ("families/deepseek_v3/base/model", "experts = 4", ["fewer than the 2", "all 8 experts"]),
@@ -180,6 +178,10 @@ fn what_cannot_work_is_refused_before_anything_is_read() {
         let message = refusal(model, &with_data(toml)).to_string();
         assert!(complaints.iter().all(|c| message.contains(c)), "{toml}: {message}");
     }
+}
+
+#[test]
+fn methods_without_the_text_that_they_need_are_refused() {
     let stats = options("experts = 12\nalgorithm = \"mergemoe\"\nstats = \"s\"");
     assert!(refusal("models/moe", &stats).to_string().contains("give --data instead of --stats"));
     let none = refusal("models/moe", &options("experts = 12"));

@@ -68,25 +68,28 @@ fn distance(source: &Model, quantized: &Model) -> f64 {
     (error / all).sqrt()
 }
 
+/// Options of schemes, and how far from the weights their values are at most.
+const SCHEMES: [(&str, f64); 10] = [
+    ("scheme = \"w8a16\"\nsolver = \"rtn\"", 0.012),
+    ("scheme = \"w4a16\"\nsolver = \"rtn\"\ngroup-size = 32", 0.11),
+    ("scheme = \"w4a16\"\nsolver = \"rtn\"\ngroup-size = 32\nasymmetric = true", 0.10),
+    ("scheme = \"w3a16\"\nsolver = \"rtn\"\ngroup-size = -1", 0.32),
+    ("scheme = \"w2a16\"\nsolver = \"rtn\"\ngroup-size = 64", 0.65),
+    ("scheme = \"w4a16\"\nsolver = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32", 0.11),
+    (
+        "scheme = \"w3a16\"\nsolver = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true",
+        0.22,
+    ),
+    ("scheme = \"fp8\"", 0.03),
+    ("scheme = \"fp8-block\"", 0.03),
+    ("scheme = \"fp8-block\"\nformat = \"compressed-tensors\"", 0.03),
+];
+
 #[test]
 fn every_scheme_is_written_verified_and_read_again() {
     let out = tempfile::tempdir().unwrap();
     let source = Model::open(&golden("models/moe")).unwrap();
-    for (toml, most) in [
-        ("scheme = \"w8a16\"\nsolver = \"rtn\"", 0.012),
-        ("scheme = \"w4a16\"\nsolver = \"rtn\"\ngroup-size = 32", 0.11),
-        ("scheme = \"w4a16\"\nsolver = \"rtn\"\ngroup-size = 32\nasymmetric = true", 0.10),
-        ("scheme = \"w3a16\"\nsolver = \"rtn\"\ngroup-size = -1", 0.32),
-        ("scheme = \"w2a16\"\nsolver = \"rtn\"\ngroup-size = 64", 0.65),
-        ("scheme = \"w4a16\"\nsolver = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32", 0.11),
-        (
-            "scheme = \"w3a16\"\nsolver = \"rtn\"\nformat = \"gptq\"\ngroup-size = 32\nasymmetric = true",
-            0.22,
-        ),
-        ("scheme = \"fp8\"", 0.03),
-        ("scheme = \"fp8-block\"", 0.03),
-        ("scheme = \"fp8-block\"\nformat = \"compressed-tensors\"", 0.03),
-    ] {
+    for (toml, most) in SCHEMES {
         let output = out.path().join("out");
         let (model, receipt) = quantize(&options(toml), &golden("models/moe"), &output).unwrap();
         verify(&output, &Quiet).unwrap();

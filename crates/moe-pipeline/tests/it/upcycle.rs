@@ -183,29 +183,18 @@ fn written_experts_are_the_dense_network_byte_for_byte() {
 
 #[test]
 fn impossible_requests_are_refused_before_anything_is_read() {
-    let dense = Model::open(&golden("models/dense")).unwrap();
-    let moe = Model::open(&golden("models/moe")).unwrap();
-    let refusal = |toml: &str, model: &Model| {
-        let error = plan(toml, model).err().unwrap();
+    for (toml, model, complaint) in [
+        ("experts = 2\ntop-k = 3", "dense", "more than the 2 experts"),
+        ("experts = 0\ntop-k = 0", "dense", "at least one"),
+        ("experts = 4\ntop-k = 2\ntarget = 'gpt2'", "dense", "remedy: give --target mixtral"),
+        ("experts = 4\ntop-k = 2\ntarget = 'qwen3_moe'", "dense", "remedy: give --target mixtral"),
+        ("experts = 4\ntop-k = 2\nnorm-topk-prob = false", "dense", "fixes norm_topk_prob"),
+        ("experts = 4\ntop-k = 2\nnoise-fraction = 1.5", "dense", "from 0 to 1"),
+        ("experts = 4\ntop-k = 2", "moe", "is an MoE already"),
+    ] {
+        let model = Model::open(&golden("models").join(model)).unwrap();
+        let error = plan(toml, &model).err().unwrap();
         assert_eq!(error.kind(), Kind::Usage, "{error}");
-        error.to_string()
-    };
-    assert!(refusal("experts = 2\ntop-k = 3", &dense).contains("more than the 2 experts"));
-    assert!(refusal("experts = 0\ntop-k = 0", &dense).contains("at least one"));
-    assert!(
-        refusal("experts = 4\ntop-k = 2\ntarget = 'gpt2'", &dense)
-            .contains("remedy: give --target mixtral")
-    );
-    assert!(
-        refusal("experts = 4\ntop-k = 2\ntarget = 'qwen3_moe'", &dense)
-            .contains("remedy: give --target mixtral")
-    );
-    assert!(
-        refusal("experts = 4\ntop-k = 2\nnorm-topk-prob = false", &dense)
-            .contains("fixes norm_topk_prob")
-    );
-    assert!(
-        refusal("experts = 4\ntop-k = 2\nnoise-fraction = 1.5", &dense).contains("from 0 to 1")
-    );
-    assert!(refusal("experts = 4\ntop-k = 2", &moe).contains("is an MoE already"));
+        assert!(error.to_string().contains(complaint), "{complaint}: {error}");
+    }
 }
