@@ -84,7 +84,7 @@ fn accumulated(
     teacher: Option<&Targets>,
 ) -> (Losses, Gradients) {
     let mut gradients = Gradients::new(trainee.parameters);
-    let goal = Goal { objective, teacher, scale: BatchWeight::over([batch]) };
+    let goal = Goal { objective, teacher, weight: BatchWeight::over([batch]) };
     let losses = trainee.accumulate(batch, goal, &mut gradients).unwrap();
     (losses, gradients)
 }
@@ -220,7 +220,7 @@ impl Run {
         (gradients, norm)
     }
 
-    fn step(&mut self, gradients: &Gradients, step: &Step) {
+    fn step(&mut self, gradients: &Gradients, step: &AdamWStep) {
         for (index, parameter) in self.parameters.list.iter().enumerate() {
             let zeros = parameter.value.as_tensor().zeros_like().unwrap().detach();
             let gradient = gradients.get(index).unwrap_or(&zeros);

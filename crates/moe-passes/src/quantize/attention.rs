@@ -64,7 +64,7 @@ impl AttentionInputs {
 fn codes_of(
     linear: &Linear,
     factor: &Factor<f32>,
-    options: &quantize::Options,
+    options: &quantize::GptqOptions,
     device: &Device,
 ) -> Result<Codes> {
     let weight = finite_values(&linear.weight)?;
