@@ -1,5 +1,5 @@
-//! Objects that have each key once. Python reads the last value of a key that is doubled, and so do
-//! we in files that others write. In a file of ours a doubled key is a mistake of whoever edited it.
+//! Objects that have each key once. Python reads the last value of a key that is given twice, and so
+//! do we in files that others write. In a file of ours such a key is a mistake of whoever edited it.
 
 use std::collections::HashSet;
 use std::fmt;
