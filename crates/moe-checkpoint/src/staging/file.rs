@@ -336,8 +336,8 @@ pub fn write_file_atomically(
     StagedFile::create(path, FoundFile::at(path))?.commit(fill).map(drop)
 }
 
-/// Writes `files`: the path of each, what [`check_file`] found there, and its content. None gets its
-/// name before all are written, so that a full disk leaves everything as it was.
+/// Writes `files`: the path of each, what [`check_file`] found there, and its content. No file gets
+/// its name before all are written, so that a full disk leaves everything as it was.
 ///
 /// # Errors
 /// As for [`StagedFile::create`] and [`StagedFile::commit`].

@@ -53,8 +53,11 @@ pub(super) fn line_of(text: &str, offset: usize) -> usize {
 fn not_toml(error: &toml::de::Error) -> Error {
     let remedy = "correct the TOML at this place; docs/recipes.md shows how recipes are written";
     let whole = error.to_string();
-    let place = whole.trim_end().strip_suffix(error.message()).unwrap_or_default();
-    usage(error.message(), remedy).excerpt(place.trim_end())
+    let wrong = usage(error.message(), remedy);
+    match whole.trim_end().strip_suffix(error.message()).map(str::trim_end) {
+        None | Some("") => wrong,
+        Some(place) => wrong.excerpt(place),
+    }
 }
 
 fn unknown_key(text: &str, key: &str, span: &Range<usize>) -> Error {
