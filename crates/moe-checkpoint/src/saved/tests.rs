@@ -43,28 +43,24 @@ fn a_folder_with_only_a_mark_is_not_in_the_way() {
 #[test]
 fn nothing_is_saved_through_a_replacement_of_the_folder() {
     let parent = tempfile::tempdir().unwrap();
-    let (dir, elsewhere) = (parent.path().join("saved"), parent.path().join("elsewhere"));
+    let [dir, aside, elsewhere] =
+        ["saved", "aside", "elsewhere"].map(|name| parent.path().join(name));
     fs::create_dir(&elsewhere).unwrap();
     let saved = folder(&dir).open("a".to_owned(), false).unwrap();
     saved.put("one", &[1]).unwrap();
-    fs::rename(&dir, parent.path().join("aside")).unwrap();
-    for folder_instead in [false, true] {
-        if folder_instead {
-            fs::create_dir(&dir).unwrap();
-        } else {
-            std::os::unix::fs::symlink(&elsewhere, &dir).unwrap();
-        }
+    fs::rename(&dir, &aside).unwrap();
+    let refused = || {
         assert_eq!(saved.put("two", &[2]).unwrap_err().kind(), Kind::Mismatch);
-        assert_eq!(
-            (fs::read_dir(&elsewhere).unwrap().count(), fs::read_dir(&dir).unwrap().count()),
-            (0, 0)
-        );
-        if !folder_instead {
-            fs::remove_file(&dir).unwrap();
-        }
-    }
+        let counts = [&elsewhere, &dir].map(|dir| fs::read_dir(dir).unwrap().count());
+        assert_eq!(counts, [0, 0]);
+    };
+    std::os::unix::fs::symlink(&elsewhere, &dir).unwrap();
+    refused();
+    fs::remove_file(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    refused();
     fs::remove_dir(&dir).unwrap();
-    fs::rename(parent.path().join("aside"), &dir).unwrap();
+    fs::rename(&aside, &dir).unwrap();
     saved.put("two", &[2]).unwrap();
 }
 
@@ -92,25 +88,25 @@ fn steps_of_another_run_or_name_are_refused() {
     refused("one");
     fs::write(dir("a/one"), &intact).unwrap();
     assert_eq!(resumed().get("one").unwrap(), Some(b"a".to_vec()));
-    // Without a mark their run is unknown: they are neither resumed nor removed.
-    for mark in [
-        None,
-        Some(""),
-        Some("a"),
-        Some("moe-convert training 3"),
-        Some("moe-convert training 2\na\n"),
-    ] {
-        fs::remove_file(dir("a/of")).unwrap();
-        mark.iter().for_each(|mark| fs::write(dir("a/of"), mark).unwrap());
+}
+
+/// Without a mark the run of what was saved is unknown: it is neither resumed nor removed.
+#[test]
+fn steps_without_a_mark_are_kept_and_not_resumed() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("saved");
+    folder(&dir).open("a".to_owned(), false).unwrap().put("one", b"a").unwrap();
+    let wrong = ["", "a", "moe-convert training 3", "moe-convert training 2\na\n"];
+    for mark in wrong.map(Some).into_iter().chain([None]) {
+        fs::remove_file(dir.join("of")).unwrap();
+        mark.iter().for_each(|mark| fs::write(dir.join("of"), mark).unwrap());
         for resume in [true, false] {
-            let error = folder(&dir("a")).open("a".to_owned(), resume).unwrap_err();
-            assert!(
-                error.kind() == Kind::Malformed && error.to_string().contains("a/of"),
-                "{mark:?}: {error}"
-            );
-            assert!(dir("a/one").exists());
+            let error = folder(&dir).open("a".to_owned(), resume).unwrap_err();
+            assert_eq!(error.kind(), Kind::Malformed, "{mark:?}: {error}");
+            assert!(error.to_string().contains("saved/of"), "{mark:?}: {error}");
+            assert!(dir.join("one").exists());
         }
-        fs::write(dir("a/of"), "").unwrap();
+        fs::write(dir.join("of"), "").unwrap();
     }
 }
 
@@ -146,53 +142,79 @@ fn another_build_is_named_and_not_its_options() {
     assert!(refused(key("a", "original")).contains("--from is missing; --original is new"));
 }
 
-#[test]
-fn files_of_others_are_never_removed() {
-    let parent = tempfile::tempdir().unwrap();
-    let dir = parent.path().join("saved");
-    let thesis = parent.path().join("thesis.tex");
-    fs::write(&thesis, "words").unwrap();
-    let ours = || {
-        let saved = folder(&dir).open("a".to_owned(), false).unwrap();
+/// A saved run in a folder beside a thesis.
+struct Beside {
+    parent: tempfile::TempDir,
+    dir: PathBuf,
+    thesis: PathBuf,
+}
+
+impl Beside {
+    fn new() -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        let [dir, thesis] = ["saved", "thesis.tex"].map(|name| parent.path().join(name));
+        fs::write(&thesis, "words").unwrap();
+        Self { parent, dir, thesis }
+    }
+
+    fn save(&self) {
+        let saved = folder(&self.dir).open("a".to_owned(), false).unwrap();
         saved.put("one", &[1]).unwrap();
-        fs::write(dir.join("log"), "{}").unwrap();
-        fs::write(dir.join(".log.partial-moe-convert"), "half").unwrap();
-    };
-    let refused = |what: &str| {
+        fs::write(self.dir.join("log"), "{}").unwrap();
+        fs::write(self.dir.join(".log.partial-moe-convert"), "half").unwrap();
+    }
+
+    /// Asserts that the folder is refused, and kept, because of `what` in it.
+    #[track_caller]
+    fn refused(&self, what: &str) {
         for resume in [true, false] {
-            let error = folder(&dir).open("a".to_owned(), resume).unwrap_err();
+            let error = folder(&self.dir).open("a".to_owned(), resume).unwrap_err();
             assert!(error.kind() == Kind::Usage && error.to_string().contains(what), "{error}");
         }
-        assert!(folder(&dir).remove().is_err() && dir.symlink_metadata().is_ok());
-        assert!(what.is_empty() || dir.join(what).symlink_metadata().is_ok());
-        assert_eq!(fs::read_to_string(&thesis).unwrap(), "words");
-    };
-    ours();
-    fs::copy(&thesis, dir.join("thesis.tex")).unwrap();
-    refused("thesis.tex");
-    fs::remove_file(dir.join("thesis.tex")).unwrap();
-    fs::create_dir(dir.join("folder")).unwrap();
-    refused("folder");
-    fs::remove_dir(dir.join("folder")).unwrap();
-    // Links, including those with names of our files.
-    for name in ["log", "one", "of", ".one.partial-moe-convert"] {
-        folder(&dir).remove().unwrap();
-        ours();
-        let _ = fs::remove_file(dir.join(name));
-        std::os::unix::fs::symlink(&thesis, dir.join(name)).unwrap();
-        refused(name);
-        fs::remove_file(dir.join(name)).unwrap();
-        fs::write(dir.join("of"), "moe-convert training 3\na\n").unwrap();
+        assert!(folder(&self.dir).remove().is_err() && self.dir.symlink_metadata().is_ok());
+        assert!(what.is_empty() || self.dir.join(what).symlink_metadata().is_ok());
+        assert_eq!(fs::read_to_string(&self.thesis).unwrap(), "words");
     }
-    folder(&dir).remove().unwrap();
-    // A file or a link in the folder's place, then an empty folder.
-    fs::write(&dir, "words").unwrap();
-    refused("");
-    fs::remove_file(&dir).unwrap();
-    std::os::unix::fs::symlink(parent.path(), &dir).unwrap();
-    refused("");
-    fs::remove_file(&dir).unwrap();
-    fs::create_dir(&dir).unwrap();
-    assert!(!folder(&dir).is_used().unwrap());
-    ours();
+}
+
+#[test]
+fn files_of_others_are_never_removed() {
+    let beside = Beside::new();
+    beside.save();
+    fs::copy(&beside.thesis, beside.dir.join("thesis.tex")).unwrap();
+    beside.refused("thesis.tex");
+    fs::remove_file(beside.dir.join("thesis.tex")).unwrap();
+    fs::create_dir(beside.dir.join("folder")).unwrap();
+    beside.refused("folder");
+}
+
+/// Also if they have names of our files.
+#[test]
+fn links_of_others_are_never_removed() {
+    let beside = Beside::new();
+    for name in ["log", "one", "of", ".one.partial-moe-convert"] {
+        beside.save();
+        let link = beside.dir.join(name);
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(&beside.thesis, &link).unwrap();
+        beside.refused(name);
+        fs::remove_file(&link).unwrap();
+        fs::write(beside.dir.join("of"), "moe-convert training 3\na\n").unwrap();
+        folder(&beside.dir).remove().unwrap();
+    }
+}
+
+#[test]
+fn what_is_in_the_place_of_the_folder_is_never_removed() {
+    let beside = Beside::new();
+    fs::write(&beside.dir, "words").unwrap();
+    beside.refused("");
+    fs::remove_file(&beside.dir).unwrap();
+    std::os::unix::fs::symlink(beside.parent.path(), &beside.dir).unwrap();
+    beside.refused("");
+    fs::remove_file(&beside.dir).unwrap();
+    // An empty folder is nobody's.
+    fs::create_dir(&beside.dir).unwrap();
+    assert!(!folder(&beside.dir).is_used().unwrap());
+    beside.save();
 }

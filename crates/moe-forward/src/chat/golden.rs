@@ -113,11 +113,25 @@ fn a_template_that_refuses_says_why_and_in_which_line() {
     }
 }
 
+/// Asserts that each template is refused in time, with an error that says the word beside it.
+#[track_caller]
+fn all_stopped(templates: &[(String, &str)]) {
+    for (template, expected) in templates {
+        let start = Instant::now();
+        let error = render(template, &hi()).unwrap_err().to_string();
+        let shown = &template[..template.len().min(60)];
+        assert!(error.contains(expected) && error.contains("remedy"), "{shown}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{shown}: {:?}", start.elapsed());
+    }
+}
+
+fn many(part: &str) -> String {
+    part.repeat(50_000)
+}
+
 #[test]
-fn an_endless_template_is_stopped() {
-    let many = |part: &str| part.repeat(50_000);
-    let doubled = |part: &str| "{% set s = ['ha'] %}".to_owned() + &part.repeat(60);
-    let endless = [
+fn a_template_without_end_in_its_text_is_stopped() {
+    all_stopped(&[
         ("{{".to_owned() + &many("-") + "1 }}", "deep"),
         ("{{ 1".to_owned() + &many("+1") + " }}", "deep"),
         ("{{ messages".to_owned() + &many(".y") + " }}", "deep"),
@@ -127,31 +141,39 @@ fn an_endless_template_is_stopped() {
         ("{{ ".to_owned() + &many("(") + "1" + &many(")") + " }}", "deep"),
         ("{{ 1".to_owned() + &many(" if 1 else 1") + " }}", "deep"),
         (many("{% if 1 %}"), "deep"),
+    ]);
+}
+
+#[test]
+fn an_endless_template_is_stopped() {
+    let nested =
+        "{% set n = namespace(l=[]) %}{% for a in range(5000) %}{% set n.l = [n.l] %}{% endfor %}";
+    let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    all_stopped(&[
         ("{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}".to_owned(), "too often"),
         ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(), "too often"),
-        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}".to_owned(), "fuel"),
+        (loops.to_owned(), "fuel"),
+        (nested.to_owned(), "nests values"),
+    ]);
+}
+
+#[test]
+fn a_template_that_makes_large_values_is_stopped() {
+    let doubled = |part: &str| "{% set s = ['ha'] %}".to_owned() + &part.repeat(60);
+    all_stopped(&[
         (doubled("{% set s = s ~ s %}"), "512 MiB"),
         (doubled("{% set s = s + s %}"), "512 MiB"),
         (doubled("{% set s = [s, s] %}") + "{{ s }}", "too large"),
         ("{{ 'a' * 10 ** 12 }}".to_owned(), "512 MiB"),
         ("{{ 'a' | center(10 ** 12) }}".to_owned(), "512 MiB"),
         ("{{ '%999999999d' % 1 }}".to_owned(), "not supported"),
-        (
-            "{% set n = namespace(l=[]) %}{% for a in range(5000) %}{% set n.l = [n.l] %}{% endfor %}".to_owned(),
-            "nests values",
-        ),
-    ];
-    for (template, expected) in endless {
-        let start = Instant::now();
-        let error = render(&template, &hi()).unwrap_err().to_string();
-        let shown = &template[..template.len().min(60)];
-        assert!(error.contains(expected) && error.contains("remedy"), "{shown}: {error}");
-        assert!(start.elapsed() < Duration::from_secs(10), "{shown}: {:?}", start.elapsed());
-    }
-    // These are within Python's own limits.
-    assert!(
-        render(&("{{ 'a'".to_owned() + &many(" ~ 'a'") + " }}"), &hi()).unwrap().len() > 50_000
-    );
+    ]);
+}
+
+#[test]
+fn templates_within_the_limits_of_python_are_rendered() {
+    let long = "{{ 'a'".to_owned() + &many(" ~ 'a'") + " }}";
+    assert!(render(&long, &hi()).unwrap().len() > 50_000);
     let depth = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}x{% endmacro %}{{ m(250) }}";
     assert_eq!(render(depth, &hi()).unwrap().len(), 251);
 }

@@ -56,31 +56,31 @@ fn every_other_name_is_one() {
     }
 }
 
+/// A command, an option, what is given, and what it is now, if another.
+const SPELLED: [(&str, &str, &str, Option<&str>); 15] = [
+    ("prune", "criterion", "REAP", Some("reap")),
+    ("prune", "criterion", "Leave_One_Out", Some("leave-one-out")),
+    ("prune", "criterion", "reap", None),
+    ("prune", "criterion", "best", None),
+    ("prune", "keep", "75%", Some("0.75")),
+    ("prune", "keep", "33.3 %", Some("0.333")),
+    ("prune", "keep", "1e2%", Some("1")),
+    ("prune", "keep", "7.5E1 %", Some("0.75")),
+    ("prune", "keep", "1ee2%", None),
+    ("upcycle", "target", "Qwen2_MoE", Some("qwen2_moe")),
+    ("upcycle", "target", "qwen2-moe", Some("qwen2_moe")),
+    ("upcycle", "target", "qwen2_moe", None),
+    ("prune", "keep", "much%", None),
+    ("prune", "experts", "50%", None),
+    ("heal", "train", "Router,EXPERTS", Some("router,experts")),
+];
+
 #[test]
 fn values_have_one_spelling() {
-    let of = |command: &str, option: &str, text: &str| {
-        let command = command_of(command).unwrap();
-        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(option)).unwrap();
-        value(text, arg)
-    };
-    for (command, option, text, now) in [
-        ("prune", "criterion", "REAP", Some("reap")),
-        ("prune", "criterion", "Leave_One_Out", Some("leave-one-out")),
-        ("prune", "criterion", "reap", None),
-        ("prune", "criterion", "best", None),
-        ("prune", "keep", "75%", Some("0.75")),
-        ("prune", "keep", "33.3 %", Some("0.333")),
-        ("prune", "keep", "1e2%", Some("1")),
-        ("prune", "keep", "7.5E1 %", Some("0.75")),
-        ("prune", "keep", "1ee2%", None),
-        ("upcycle", "target", "Qwen2_MoE", Some("qwen2_moe")),
-        ("upcycle", "target", "qwen2-moe", Some("qwen2_moe")),
-        ("upcycle", "target", "qwen2_moe", None),
-        ("prune", "keep", "much%", None),
-        ("prune", "experts", "50%", None),
-        ("heal", "train", "Router,EXPERTS", Some("router,experts")),
-    ] {
-        assert_eq!(of(command, option, text).as_deref(), now, "{command} --{option} {text}");
+    for (command, option, text, now) in SPELLED {
+        let of = command_of(command).unwrap();
+        let arg = of.get_arguments().find(|arg| arg.get_long() == Some(option)).unwrap();
+        assert_eq!(value(text, arg).as_deref(), now, "{command} --{option} {text}");
     }
 }
 

@@ -141,22 +141,61 @@ fn nothing_is_appended_to_a_file_with_two_names() {
     assert_eq!(open_to_append(&path).unwrap_err().kind(), Kind::Usage);
 }
 
+const LISTS: FileKind = FileKind {
+    content: "a list",
+    holds: |path| fs::read_to_string(path).is_ok_and(|text| text.starts_with('[')),
+    is_text: false,
+};
+
+/// Asserts that `path` is refused for a list, and the error says `complaint` and a remedy.
+#[track_caller]
+fn refused(path: &Path, overwrite: bool, complaint: &str) {
+    let error = check_file(path, &LISTS, overwrite).unwrap_err().to_string();
+    assert!(error.contains(complaint) && error.contains("remedy"), "{}: {error}", path.display());
+}
+
 #[test]
 fn a_file_replaces_its_own_kind_if_requested() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    const LISTS: FileKind = FileKind {
-        content: "a list",
-        holds: |path| fs::read_to_string(path).is_ok_and(|text| text.starts_with('[')),
-        is_text: false,
-    };
     fs::write(path("list"), "[1]").unwrap();
     fs::write(path("empty"), "").unwrap();
+    for overwrite in [false, true] {
+        check_file(&path("new"), &LISTS, overwrite).unwrap();
+        check_file(&path("empty"), &LISTS, overwrite).unwrap();
+    }
+    refused(&path("list"), false, "--overwrite");
+    check_file(&path("list"), &LISTS, true).unwrap();
+}
+
+#[test]
+fn a_file_replaces_nothing_of_another_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("list"), "[1]").unwrap();
     fs::write(path("thesis"), "words").unwrap();
     fs::create_dir(path("folder")).unwrap();
     std::os::unix::fs::symlink("list", path("link")).unwrap();
     std::os::unix::fs::symlink("nowhere", path("dangling")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    for overwrite in [false, true] {
+        refused(&path("thesis"), overwrite, "something other than a list");
+        refused(&path("folder"), overwrite, "a directory");
+        refused(&path("link"), overwrite, "is a link");
+        refused(&path("dangling"), overwrite, "is a link");
+        refused(&path("socket"), overwrite, "not a regular file");
+        refused(&path("nowhere/file"), overwrite, "doesn't exist");
+        refused(&path(".."), overwrite, "no name");
+        for name in ["new/", "new/.", "new//", "new/./", "list/", "folder/", "folder/."] {
+            refused(&path(name), overwrite, "ends as a directory's does");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_put_into_a_model_or_a_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
     for (folder, file, text) in [
         ("model", CONFIG_FILE, "{\"model_type\": \"mixtral\"}"),
         ("result", RECEIPT_FILE, "{}"),
@@ -166,36 +205,22 @@ fn a_file_replaces_its_own_kind_if_requested() {
         fs::create_dir(path(folder)).unwrap();
         fs::write(path(folder).join(file), text).unwrap();
     }
-    let refused = |name: &str, overwrite, complaint: &str| {
-        let error = check_file(&path(name), &LISTS, overwrite).unwrap_err().to_string();
-        assert!(error.contains(complaint) && error.contains("remedy"), "{name}: {error}");
-    };
     for overwrite in [false, true] {
-        check_file(&path("new"), &LISTS, overwrite).unwrap();
-        check_file(&path("empty"), &LISTS, overwrite).unwrap();
-        refused("thesis", overwrite, "something other than a list");
-        refused("folder", overwrite, "a directory");
-        refused("link", overwrite, "is a link");
-        refused("dangling", overwrite, "is a link");
-        refused("socket", overwrite, "not a regular file");
-        refused("nowhere/file", overwrite, "doesn't exist");
-        for name in ["model", "result", "weights"] {
-            refused(&format!("{name}/new"), overwrite, "folder of a model or a result");
+        for name in ["model/new", "result/new", "weights/new"] {
+            refused(&path(name), overwrite, "folder of a model or a result");
         }
         check_file(&path("project/new"), &LISTS, overwrite).unwrap();
-        refused("..", overwrite, "no name");
-        for name in ["new/", "new/.", "new//", "new/./", "list/", "folder/", "folder/."] {
-            refused(name, overwrite, "ends as a directory's does");
-        }
     }
-    refused("list", false, "--overwrite");
+}
+
+#[test]
+fn text_alone_goes_to_a_device() {
     let null = Path::new("/dev/null");
-    assert!(check_file(null, &LISTS, true).unwrap_err().to_string().contains("not a regular file"));
+    refused(null, true, "not a regular file");
     let found = check_file(null, &FileKind { is_text: true, ..LISTS }, false).unwrap();
-    let written =
-        StagedFile::create(null, found).unwrap().commit(|file| file.write_all(b"[1]")).unwrap();
+    let staged = StagedFile::create(null, found).unwrap();
+    let written = staged.commit(|file| file.write_all(b"[1]")).unwrap();
     assert!(written.is_stream());
-    check_file(&path("list"), &LISTS, true).unwrap();
 }
 
 #[test]

@@ -200,20 +200,22 @@ fn large_weights_are_hashed_once_whenever_they_were_changed() {
     assert_eq!(names(dir.path()), ["out"]);
 }
 
+fn allow(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
 #[test]
-fn what_replaces_a_result_is_as_private_and_what_is_protected_stays() {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+fn what_replaces_a_result_is_as_private() {
+    use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
-    let allow = |name: &str, mode| {
-        fs::set_permissions(target.join(name), fs::Permissions::from_mode(mode)).unwrap();
-    };
     let mode = |name: &str| target.join(name).metadata().unwrap().mode() & 0o7777;
     finish(&target, OPTIONS).unwrap();
-    allow("", 0o750);
-    allow(RECEIPT_FILE, 0o640);
-    allow(CARD_FILE, 0o600);
-    allow(MANIFEST_FILE, 0o600);
+    allow(&target, 0o750);
+    allow(&target.join(RECEIPT_FILE), 0o640);
+    allow(&target.join(CARD_FILE), 0o600);
+    allow(&target.join(MANIFEST_FILE), 0o600);
     let mut output = OutputDir::create(&target, OVERWRITE).unwrap();
     assert_eq!(output.path().metadata().unwrap().mode() & 0o777, 0o700);
     output.write(RECEIPT_FILE, b"{}").unwrap();
@@ -222,16 +224,27 @@ fn what_replaces_a_result_is_as_private_and_what_is_protected_stays() {
     output.commit().unwrap();
     let modes = ["", RECEIPT_FILE, CARD_FILE, MANIFEST_FILE, "sub/new.json"].map(mode);
     assert_eq!(modes, [0o750, 0o640, 0o600, 0o600, 0o600]);
+}
+
+#[test]
+fn what_is_protected_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let mut output = OutputDir::create(&target, OPTIONS).unwrap();
+    for name in [RECEIPT_FILE, CARD_FILE, "sub/new.json"] {
+        output.write(name, b"{}").unwrap();
+    }
+    output.commit().unwrap();
     for (name, protected, allowed) in
         [("", 0o555, 0o755), ("sub", 0o555, 0o755), (CARD_FILE, 0o444, 0o644)]
     {
-        allow(name, protected);
+        allow(&target.join(name), protected);
         let error = OutputDir::check(&target, OVERWRITE).unwrap_err();
         assert!(
             error.kind() == Kind::Usage && error.to_string().contains("write-protected"),
             "{name}: {error}"
         );
-        allow(name, allowed);
+        allow(&target.join(name), allowed);
     }
     finish(&target, OVERWRITE).unwrap();
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use moe_checkpoint::Dtype;
 use moe_checkpoint::quantization::{Quantization, Target};
 use moe_model::Answer::{NotKnown, Refuses, Takes};
-use moe_model::{Ffn, Model, Packing};
+use moe_model::{Ffn, Linear, Model, Packing};
 use serde_json::{Value, json};
 
 use super::models::{compressed, encoded, integers, plain, said, weight, with_first_gate};
@@ -63,33 +63,55 @@ fn actorder() -> Value {
     json!({ "config_groups": { "group_0": { "weights": { "actorder": "group" } } }, "quantization_status": "compressed" })
 }
 
-#[test]
-fn engines_want_one_scheme_for_all_experts_under_the_names_they_look_for() {
-    let all = ["vLLM", "SGLang"];
-    let packed = || compressed(WIDE, integers(4, 128, true));
-    let one_plain = with_first_gate(packed(), |gate| {
-        gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]])
-    });
-    let two_widths = with_first_gate(packed(), |gate| {
-        gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]]);
+const SERVERS: [&str; 2] = ["vLLM", "SGLang"];
+
+/// Experts of packed integers with 4 bits.
+fn packed() -> Model {
+    compressed(WIDE, integers(4, 128, true))
+}
+
+fn plain_gate(gate: &mut Linear) {
+    gate.weight = weight("plain", Dtype::BF16, &[WIDE[1], WIDE[0]]);
+}
+
+/// The same with a plain first gate, which a config group doesn't match.
+fn one_plain() -> Model {
+    with_first_gate(packed(), plain_gate)
+}
+
+/// The same with 8 bits in the first gate.
+fn two_bit_widths() -> Model {
+    with_first_gate(packed(), |gate| {
+        plain_gate(gate);
         encoded(gate, integers(8, 128, true), Packing::Rows, Dtype::BF16);
-    });
-    let mut twice = packed();
-    twice.layers.push(plain(WIDE).layers.remove(0));
-    for engine in all {
-        expect(&one_plain, engine, Refuses, "one scheme");
-        expect(&two_widths, engine, Refuses, "one scheme");
-        expect(&twice, engine, NotKnown, "layers whose experts are not quantized");
-        for (target, answer) in
-            [("re:.*experts.*", Takes), (r"re:.*experts\.1\..*", Refuses), ("re:.*_proj$", Takes)]
-        {
-            expect(
-                &targeted(packed(), target),
-                engine,
-                answer,
-                if answer == Takes { "tensor" } else { "expert 0" },
-            );
-        }
+    })
+}
+
+/// The same with another layer, whose experts are plain.
+fn one_plain_layer() -> Model {
+    let mut model = packed();
+    model.layers.push(plain(WIDE).layers.remove(0));
+    model
+}
+
+#[test]
+fn servers_want_one_scheme_for_all_experts() {
+    for engine in SERVERS {
+        expect(&one_plain(), engine, Refuses, "one scheme");
+        expect(&two_bit_widths(), engine, Refuses, "one scheme");
+        expect(&one_plain_layer(), engine, NotKnown, "layers whose experts are not quantized");
+    }
+}
+
+#[test]
+fn servers_look_for_experts_under_the_names_they_expect() {
+    for engine in SERVERS {
+        let tensors = targeted(packed(), "re:.*experts.*");
+        expect(&tensors, engine, Takes, "tensor");
+        let second = targeted(packed(), r"re:.*experts\.1\..*");
+        expect(&second, engine, Refuses, "expert 0");
+        let projections = targeted(packed(), "re:.*_proj$");
+        expect(&projections, engine, Takes, "tensor");
     }
     // Of a Mixtral's matrices, that SGLang asks for by other names than they have.
     let golden =
@@ -97,15 +119,24 @@ fn engines_want_one_scheme_for_all_experts_under_the_names_they_look_for() {
     let named = targeted(Model::open(&golden).unwrap(), r"re:.*\.(w1|w2|w3)$");
     expect(&named, "SGLang", Refuses, "gate_proj, up_proj and down_proj");
     assert!(!verdict(&named, "vLLM").to_string().contains("expert 0"));
+}
+
+#[test]
+fn transformers_want_one_config_group() {
     for transformers in ["transformers 5", "transformers 4"] {
         expect(&targeted(packed(), "re:.*experts.*"), transformers, NotKnown, "Linear");
-        expect(&twice, transformers, NotKnown, "Linear");
+        expect(&one_plain_layer(), transformers, NotKnown, "Linear");
     }
-    expect(&one_plain, "transformers 4", Takes, "takes it");
-    expect(&two_widths, "transformers 5", Refuses, "one config group");
-    expect(&said(packed(), actorder()), "vLLM", Refuses, "out of order");
-    expect(&said(packed(), actorder()), "SGLang", NotKnown, "out of order");
-    expect(&said(packed(), actorder()), "transformers 5", NotKnown, "out of order");
+    expect(&one_plain(), "transformers 4", Takes, "takes it");
+    expect(&two_bit_widths(), "transformers 5", Refuses, "one config group");
+}
+
+#[test]
+fn columns_out_of_order_are_not_taken() {
+    let model = said(packed(), actorder());
+    expect(&model, "vLLM", Refuses, "out of order");
+    expect(&model, "SGLang", NotKnown, "out of order");
+    expect(&model, "transformers 5", NotKnown, "out of order");
     assert_eq!(packed().engines().len(), 4);
 }
 

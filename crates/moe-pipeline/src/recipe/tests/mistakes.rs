@@ -2,54 +2,59 @@
 
 use super::{RECIPE, Recipe, message};
 
+/// The message about `RECIPE` with `to` in place of `from`.
+fn with(from: &str, to: &str) -> String {
+    message(&RECIPE.replace(from, to), &[])
+}
+
+/// The message about one step with these keys.
+fn step(rest: &str) -> String {
+    message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[])
+}
+
+#[track_caller]
+fn assert_says(message: &str, parts: &[&str]) {
+    assert!(parts.iter().all(|part| message.contains(part)), "{parts:?}: {message}");
+}
+
 #[test]
-fn mistakes_are_named() {
-    let with = |from: &str, to: &str| message(&RECIPE.replace(from, to), &[]);
-    assert!(with("top-k", "top-n").contains("step 1 (upcycle): unknown field `top-n`"));
-    assert!(with("top-k", "top-n").contains("; did you mean top-k?"), "{}", with("top-k", "top-n"));
-    let mistyped = with("experts = 8", "experts = \"8\"");
-    assert!(
-        mistyped.contains("line 8, step 1 (upcycle): invalid type")
-            && mistyped.contains("in `experts`"),
-        "{mistyped}"
-    );
-    let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
-    let prune = "run = \"prune\"\noutput = \"o\"\nseed = 1\ndata = [\"t\"]\n";
-    let grouped = step(&format!("{prune}keep = \"half\""));
-    assert!(
-        grouped.contains(
-            "line 7, step 1 (prune): invalid type: string \"half\", expected a number in `keep`"
-        ),
-        "{grouped}"
-    );
-    let passes = "run = \"convert\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ndata-tokens = [1]";
-    let in_pass = step(passes);
-    assert!(
-        in_pass.contains("line 8, step 1 (convert): pass 1: invalid")
-            && in_pass.contains("in `data-tokens`"),
-        "{in_pass}"
-    );
-    let gate = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = \"x\" }");
-    assert!(gate.contains("line 5, step 1 (eval): ") && gate.contains("max-kl"), "{gate}");
-    let gate = step("run = \"eval\"\ndata = [\"t\"]\nmax-kl = 0.1");
-    assert!(
-        gate.contains("line 5, step 1 (eval): ") && gate.contains("gates = { max-kl = 0.1 }"),
-        "{gate}"
-    );
-    assert!(with("experts = 8", "").contains("missing field `experts`"));
+fn missing_and_mistyped_keys_are_named() {
+    let mistyped = ["step 1 (upcycle): unknown field `top-n`", "; did you mean top-k?"];
+    assert_says(&with("top-k", "top-n"), &mistyped);
+    assert_says(&with("experts = 8", ""), &["missing field `experts`"]);
+    let variable = with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts");
+    assert_says(&variable, &["no variable \"oops\""]);
+}
+
+#[test]
+fn mistyped_commands_and_tables_are_named() {
     let command = with("\"verify\"", "\"verfiy\"");
-    assert!(
-        command.contains("there is no command \"verfiy\"")
-            && command.contains("; did you mean verify?"),
-        "{command}"
-    );
-    assert!(with("run = \"verify\"", "").contains("step 2: every step has a key \"run\""));
-    assert!(
-        with("${out}/moe\"\n    experts", "${oops}/moe\"\n    experts")
-            .contains("no variable \"oops\"")
-    );
-    assert!(message("step = 3", &[]).contains("line 1"));
-    assert!(message(&format!("{RECIPE}\n[defaults.eval]"), &[]).contains("no step runs \"eval\""));
+    assert_says(&command, &["there is no command \"verfiy\"", "; did you mean verify?"]);
+    assert_says(&with("run = \"verify\"", ""), &["step 2: every step has a key \"run\""]);
+    assert_says(&message("step = 3", &[]), &["line 1"]);
+    assert_says(&message(&format!("{RECIPE}\n[defaults.eval]"), &[]), &["no step runs \"eval\""]);
+}
+
+#[test]
+fn values_of_a_wrong_type_are_named() {
+    let text = with("experts = 8", "experts = \"8\"");
+    assert_says(&text, &["line 8, step 1 (upcycle): invalid type", "in `experts`"]);
+    let prune = "run = \"prune\"\noutput = \"o\"\nseed = 1\ndata = [\"t\"]\n";
+    let invalid = "invalid type: string \"half\", expected a number in `keep`";
+    let expected = format!("line 7, step 1 (prune): {invalid}");
+    assert_says(&step(&format!("{prune}keep = \"half\"")), &[&expected]);
+    let passes = "run = \"convert\"\noutput = \"o\"\n[[step.pass]]\nrun = \"prune\"\nkeep = 0.5\ndata-tokens = [1]";
+    let in_pass = ["line 8, step 1 (convert): pass 1: invalid", "in `data-tokens`"];
+    assert_says(&step(passes), &in_pass);
+}
+
+#[test]
+fn gates_in_the_wrong_place_or_of_a_wrong_type_are_named() {
+    let eval = "run = \"eval\"\ndata = [\"t\"]\n";
+    let text = step(&format!("{eval}gates = {{ max-kl = \"x\" }}"));
+    assert_says(&text, &["line 5, step 1 (eval): ", "max-kl"]);
+    let outside = step(&format!("{eval}max-kl = 0.1"));
+    assert_says(&outside, &["line 5, step 1 (eval): ", "gates = { max-kl = 0.1 }"]);
 }
 
 /// A mistake in [defaults] is reported there, not in the step that it is filled into.
@@ -83,8 +88,6 @@ fn mistakes_in_defaults_are_named_there() {
 /// Each mistake has its own remedy.
 #[test]
 fn remedies_fit_the_mistake() {
-    let step = |rest: &str| message(&format!("[[step]]\nmodel = \"m\"\n{rest}"), &[]);
-    let eval = "run = \"eval\"\noriginal = \"n\"\ndata = [\"t\"]\n";
     for (error, remedy) in [
         (step("run = \"verfiy\""), "remedy: give run one of these"),
         (step("run = \"verify\"\nkeep = 1"), "remedy: correct the key or remove it"),
@@ -94,23 +97,6 @@ fn remedies_fit_the_mistake() {
             "remedy: add this key to the step",
         ),
         (step("output = \"o\""), "remedy: add run = "),
-        (
-            step(&format!("{eval}gates = {{ max-kl = -1 }}")),
-            "remedy: give a number of nats from 0 on",
-        ),
-        (
-            step(&format!("{eval}gates = {{ min-agreement = 90 }}")),
-            "remedy: give a share above 0, at most 1: 0.9 for 90 %",
-        ),
-        (
-            step(&format!("{eval}gates = {{ domain = [\"t:max-kl=nan\"] }}")),
-            "remedy: give a number of nats from 0 on",
-        ),
-        (step(&format!("{eval}gates = {{ max-bytes = \"much\" }}")), "remedy: write it as 5GB"),
-        (
-            step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }"),
-            "remedy: give `original` ORIGINAL",
-        ),
         (message("x = ", &[]), "remedy: correct the TOML"),
         (
             message("[[step]]\nrun = \"verify\"\nmodel = \"${x}\"", &[]),
@@ -119,8 +105,22 @@ fn remedies_fit_the_mistake() {
     ] {
         assert!(error.contains(remedy), "{remedy}: {error}");
     }
-    let gate = step(&format!("{eval}gates = {{ max-kl = -1 }}"));
-    assert!(gate.contains("line 6, step 1 (eval): "), "{gate}");
+}
+
+#[test]
+fn remedies_for_gates_say_which_limits_there_are() {
+    let gates = |gates: &str| {
+        let eval = "run = \"eval\"\noriginal = \"n\"\ndata = [\"t\"]\n";
+        step(&format!("{eval}gates = {{ {gates} }}"))
+    };
+    let nats = "remedy: give a number of nats from 0 on";
+    assert_says(&gates("max-kl = -1"), &["line 6, step 1 (eval): ", nats]);
+    assert_says(&gates("domain = [\"t:max-kl=nan\"]"), &[nats]);
+    let share = "remedy: give a share above 0, at most 1: 0.9 for 90 %";
+    assert_says(&gates("min-agreement = 90"), &[share]);
+    assert_says(&gates("max-bytes = \"much\""), &["remedy: write it as 5GB"]);
+    let alone = step("run = \"eval\"\ndata = [\"t\"]\ngates = { max-kl = 1 }");
+    assert_says(&alone, &["remedy: give `original` ORIGINAL"]);
 }
 
 /// If a key or a table of defaults is mistyped, the message is about that, not about the key that
@@ -189,69 +189,73 @@ fn variables_in_passes_are_named_by_their_pass() {
     assert!(error.contains(said), "{error}");
 }
 
-/// Wrong options of each command: keys of a step that are right, and the wrong one, by whose line
-/// the mistake is shown. The key is read from the error's fields, since a message words it freely.
+const TEXT: &str = "data = [\"t\"]";
+const PRUNE: &str = "data = [\"t\"]\nkeep = 0.5";
+const UPCYCLE: &str = "experts = 8\ntop-k = 2";
+const RTN: &str = "solver = \"rtn\"";
+
+/// Wrong options of each command: keys of a step that are right, and the wrong one.
+const WRONG: [(&str, &str, &str); 52] = [
+    ("upcycle", "experts = 8", "top-k = 0"),
+    ("upcycle", "experts = 8", "top-k = 9"),
+    ("upcycle", "top-k = 2", "experts = 99999"),
+    ("upcycle", UPCYCLE, "shared-experts = 0"),
+    ("upcycle", UPCYCLE, "granularity = 0"),
+    ("upcycle", UPCYCLE, "noise-std = -1"),
+    ("upcycle", UPCYCLE, "drop-fraction = 2"),
+    ("upcycle", UPCYCLE, "router-entropy = 1"),
+    ("upcycle", UPCYCLE, "router = \"kmeans\""),
+    ("upcycle", UPCYCLE, "router = \"prompts\""),
+    ("upcycle", UPCYCLE, "shared-width = 8"),
+    ("upcycle", UPCYCLE, "data-tokens = 1"),
+    ("upcycle", UPCYCLE, TEXT),
+    ("prune", TEXT, "keep = 1.5"),
+    ("prune", TEXT, "experts = 0"),
+    ("prune", PRUNE, "divisible-by = 0"),
+    ("prune", PRUNE, "sequence-length = 1"),
+    ("prune", PRUNE, "data-tokens = 1"),
+    ("prune", PRUNE, "held-out-tokens = 1"),
+    ("prune", PRUNE, "stats = \"s\""),
+    ("prune", "keep = 0.5\ncriterion = \"random\"", TEXT),
+    ("merge", PRUNE, "group-cap = 0"),
+    ("merge", PRUNE, "dern-threshold = 2"),
+    ("quantize", RTN, "group-size = 0"),
+    ("quantize", TEXT, "damping = 0"),
+    ("quantize", TEXT, "shrinkage = -1"),
+    ("quantize", TEXT, "gate-power = 3"),
+    ("quantize", "scheme = \"fp8\"", "solver = \"gptq\""),
+    ("quantize", "scheme = \"fp8\"", "asymmetric = true"),
+    ("quantize", RTN, TEXT),
+    ("quantize", RTN, "pool = [\"t\"]"),
+    ("quantize", RTN, "hot-cap = 9"),
+    ("quantize", TEXT, "profile = \"free\""),
+    ("quantize", TEXT, "pool-tokens = 9"),
+    ("quantize", TEXT, "target-bits = -1"),
+    ("distill", TEXT, "width = 0"),
+    ("distill", TEXT, "batch-tokens = 0"),
+    ("distill", TEXT, "relative-learning-rate = -1"),
+    ("distill", "width = 8", "data = []"),
+    ("heal", TEXT, "steps = 99999999"),
+    ("heal", TEXT, "warmup = 999"),
+    ("heal", TEXT, "learning-rate = -1"),
+    ("heal", TEXT, "accumulate = 0"),
+    ("heal", TEXT, "accumulate = 9999999"),
+    ("heal", TEXT, "clip = -1"),
+    ("heal", TEXT, "balance = -1"),
+    ("heal", TEXT, "capacity-factor = 0"),
+    ("heal", TEXT, "original-weight = 2"),
+    ("heal", TEXT, "original-logits-per-token = 9"),
+    ("heal", TEXT, "patience = 1"),
+    ("heal", "train = [\"all\"]", "data = [\"t@0.5\"]"),
+    ("observe", "add = [\"s\"]", "all-experts-every = 1"),
+];
+
+/// The mistake is shown in the line of the wrong option. The key is read from the error's fields,
+/// since a message words it freely.
 #[test]
 fn wrong_options_are_shown_in_the_line_of_their_key() {
-    const TEXT: &str = "data = [\"t\"]";
-    const PRUNE: &str = "data = [\"t\"]\nkeep = 0.5";
-    const UPCYCLE: &str = "experts = 8\ntop-k = 2";
-    const RTN: &str = "solver = \"rtn\"";
     let mut problems = Vec::new();
-    for (run, right, wrong) in [
-        ("upcycle", "experts = 8", "top-k = 0"),
-        ("upcycle", "experts = 8", "top-k = 9"),
-        ("upcycle", "top-k = 2", "experts = 99999"),
-        ("upcycle", UPCYCLE, "shared-experts = 0"),
-        ("upcycle", UPCYCLE, "granularity = 0"),
-        ("upcycle", UPCYCLE, "noise-std = -1"),
-        ("upcycle", UPCYCLE, "drop-fraction = 2"),
-        ("upcycle", UPCYCLE, "router-entropy = 1"),
-        ("upcycle", UPCYCLE, "router = \"kmeans\""),
-        ("upcycle", UPCYCLE, "router = \"prompts\""),
-        ("upcycle", UPCYCLE, "shared-width = 8"),
-        ("upcycle", UPCYCLE, "data-tokens = 1"),
-        ("upcycle", UPCYCLE, TEXT),
-        ("prune", TEXT, "keep = 1.5"),
-        ("prune", TEXT, "experts = 0"),
-        ("prune", PRUNE, "divisible-by = 0"),
-        ("prune", PRUNE, "sequence-length = 1"),
-        ("prune", PRUNE, "data-tokens = 1"),
-        ("prune", PRUNE, "held-out-tokens = 1"),
-        ("prune", PRUNE, "stats = \"s\""),
-        ("prune", "keep = 0.5\ncriterion = \"random\"", TEXT),
-        ("merge", PRUNE, "group-cap = 0"),
-        ("merge", PRUNE, "dern-threshold = 2"),
-        ("quantize", RTN, "group-size = 0"),
-        ("quantize", TEXT, "damping = 0"),
-        ("quantize", TEXT, "shrinkage = -1"),
-        ("quantize", TEXT, "gate-power = 3"),
-        ("quantize", "scheme = \"fp8\"", "solver = \"gptq\""),
-        ("quantize", "scheme = \"fp8\"", "asymmetric = true"),
-        ("quantize", RTN, TEXT),
-        ("quantize", RTN, "pool = [\"t\"]"),
-        ("quantize", RTN, "hot-cap = 9"),
-        ("quantize", TEXT, "profile = \"free\""),
-        ("quantize", TEXT, "pool-tokens = 9"),
-        ("quantize", TEXT, "target-bits = -1"),
-        ("distill", TEXT, "width = 0"),
-        ("distill", TEXT, "batch-tokens = 0"),
-        ("distill", TEXT, "relative-learning-rate = -1"),
-        ("distill", "width = 8", "data = []"),
-        ("heal", TEXT, "steps = 99999999"),
-        ("heal", TEXT, "warmup = 999"),
-        ("heal", TEXT, "learning-rate = -1"),
-        ("heal", TEXT, "accumulate = 0"),
-        ("heal", TEXT, "accumulate = 9999999"),
-        ("heal", TEXT, "clip = -1"),
-        ("heal", TEXT, "balance = -1"),
-        ("heal", TEXT, "capacity-factor = 0"),
-        ("heal", TEXT, "original-weight = 2"),
-        ("heal", TEXT, "original-logits-per-token = 9"),
-        ("heal", TEXT, "patience = 1"),
-        ("heal", "train = [\"all\"]", "data = [\"t@0.5\"]"),
-        ("observe", "add = [\"s\"]", "all-experts-every = 1"),
-    ] {
+    for (run, right, wrong) in WRONG {
         let text =
             format!("[[step]]\nrun = \"{run}\"\nmodel = \"m\"\noutput = \"o\"\n{right}\n{wrong}");
         let error = Recipe::parse(&text, &[], "x").unwrap_err();

@@ -151,6 +151,10 @@ fn words_sizes_and_numbers_that_an_option_does_not_know_are_named() {
         let error = with_value(command, key, value);
         assert!(error.contains(says), "{says}: {error}");
     }
+}
+
+#[test]
+fn gates_that_are_not_a_table_are_named() {
     let gates = "[[step]]\nrun = \"eval\"\nmodel = \"m\"\ndata = [\"t\"]\ngates = 1";
     let error = message(gates, &[]);
     assert!(error.contains("line 5") && error.contains("expected a table in `gates`"), "{error}");
