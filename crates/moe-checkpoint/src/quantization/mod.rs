@@ -76,7 +76,7 @@ impl Blocks {
 /// Integers of a few bits in groups along a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Integers {
-    /// One of [`Integers::WIDTHS`].
+    /// Bits of a code: 2, 3, 4, 5, 6 or 8.
     pub bits: u32,
     /// Columns that share a scale; `None` for whole rows.
     pub group: Option<usize>,
