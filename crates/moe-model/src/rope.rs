@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use moe_checkpoint::json::is_true;
+use moe_checkpoint::json::{is_true, number};
 use serde_json::{Map, Value, json};
 
 use crate::codec::Config;
@@ -134,7 +134,11 @@ impl<'a> Keys<'a> {
     fn kind(&self) -> Result<&'a str> {
         match self.get("rope_type").or(self.get("type")) {
             None => Ok("default"),
-            Some(kind) => kind.as_str().ok_or_else(|| self.error("rope_type", "is not a string")),
+            // NaN and the like are kept as strings.
+            Some(kind) if number(kind).is_none() => {
+                kind.as_str().ok_or_else(|| self.error("rope_type", "is not a string"))
+            }
+            Some(_) => Err(self.error("rope_type", "is not a string")),
         }
     }
 

@@ -71,27 +71,19 @@ impl Wrong {
 
     /// Describes the `error` of parsing `line` as an object.
     pub fn of_line(line: &str, error: &serde_json::Error) -> Self {
-        match byte_after(line) {
-            Some(b',') => {
-                let what = "trailing characters: a comma follows the object";
-                Self::new(Cause::Comma, what)
-            }
-            behind => Self::said(error, cause_in_line(line, error, behind.is_some())),
+        if let Some(b',') = byte_after(line) {
+            let what = "trailing characters: a comma stands behind the object";
+            return Self::new(Cause::Comma, what);
         }
+        let cause = cause_in_line(line, error, byte_after(line).is_some());
+        let place = format!(" at column {}", error.column());
+        Self { cause, what: without_its_place(error), place }
     }
 
-    /// Describes the `error` of parsing `value`, which is a complete value in a line.
+    /// Describes the `error` of parsing `value`, which is a complete value in a line. A column of
+    /// the value would be taken for one of the line.
     pub fn of_value(value: &str, error: &serde_json::Error) -> Self {
-        Self::said(error, cause_in_value(value, error))
-    }
-
-    fn said(error: &serde_json::Error, cause: Cause) -> Self {
-        let said = error.to_string();
-        let place = format!(" at line {} column {}", error.line(), error.column());
-        match said.strip_suffix(&place) {
-            Some(what) => Self { cause, what: what.to_owned(), place },
-            None => Self { cause, what: said, place: String::new() },
-        }
+        Self::new(cause_in_value(value, error), without_its_place(error))
     }
 
     /// Returns the message without the place in the line.
@@ -113,6 +105,13 @@ impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}{}", self.what, self.place, self.note())
     }
+}
+
+/// The message of `error` without the place that it ends with.
+fn without_its_place(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    said.strip_suffix(&place).unwrap_or(&said).to_owned()
 }
 
 /// Returns the first byte after the value that `line` begins with, if that value is complete and
@@ -255,17 +254,19 @@ mod tests {
     }
 
     #[test]
-    fn a_place_follows_the_message_or_is_left_out() {
+    fn a_line_has_a_column_and_a_value_has_none() {
         let error = serde_json::from_str::<Vec<u32>>("5").unwrap_err();
         let wrong = Wrong::of_value("5", &error);
-        assert_eq!(wrong.to_string(), error.to_string());
-        assert_eq!(wrong.without_place(), "invalid type: integer `5`, expected a sequence");
+        assert_eq!(wrong.to_string(), "invalid type: integer `5`, expected a sequence");
         let half = r#""\ud83d""#;
         let wrong = Wrong::of_value(half, &serde_json::from_str::<String>(half).unwrap_err());
         assert_eq!(
-            wrong.without_place(),
+            wrong.to_string(),
             "unexpected end of hex escape: half of a surrogate pair is no character, and no tokenizer takes it"
         );
-        assert!(wrong.to_string().contains(" at line 1 column 8: half of"), "{wrong}");
-    }
+        let error = serde_json::from_str::<Value>("{\"a\" 1}").unwrap_err();
+        let wrong = Wrong::of_line("{\"a\" 1}", &error);
+        assert_eq!(wrong.to_string(), "expected `:` at column 6");
+        assert_eq!(wrong.without_place(), "expected `:`");
+        }
 }
