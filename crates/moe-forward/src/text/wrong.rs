@@ -268,5 +268,5 @@ mod tests {
         let wrong = Wrong::of_line("{\"a\" 1}", &error);
         assert_eq!(wrong.to_string(), "expected `:` at column 6");
         assert_eq!(wrong.without_place(), "expected `:`");
-        }
+    }
 }
