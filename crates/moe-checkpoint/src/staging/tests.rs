@@ -88,7 +88,7 @@ fn a_name_that_is_too_long_is_refused_with_the_length_that_works() {
     let dir = tempfile::tempdir().unwrap();
     let error =
         OutputDir::check(&dir.path().join("a".repeat(234)), OPTIONS).unwrap_err().to_string();
-    assert!(error.contains("234 bytes") && error.contains("233 are left"), "{error}");
+    assert!(error.contains("234 bytes") && error.contains("at most 233 fit"), "{error}");
     finish(&dir.path().join("a".repeat(233)), OPTIONS).unwrap();
     finish(&dir.path().join("a".repeat(233)), OVERWRITE).unwrap();
 }

@@ -187,7 +187,7 @@ fn a_file_replaces_nothing_of_another_kind() {
         refused(&path("nowhere/file"), overwrite, "doesn't exist");
         refused(&path(".."), overwrite, "no name");
         for name in ["new/", "new/.", "new//", "new/./", "list/", "folder/", "folder/."] {
-            refused(&path(name), overwrite, "ends as a directory's does");
+            refused(&path(name), overwrite, "ends like that of a directory");
         }
     }
 }
