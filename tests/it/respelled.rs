@@ -9,7 +9,7 @@ use crate::common::{Sandbox, assert_none, step};
 /// Commands, and further options that ask for the same work.
 const SAME: [(&str, &str); 9] = [
     ("upcycle golden/models/dense --experts 4 --top-k 2", "--router-std 0.02 --init copy"),
-    ("prune m --keep 0.5 --data ids.jsonl", "--criterion reap --divisible-by 1"),
+    ("prune m --keep 0.5 --data ids.jsonl", "--criterion leave-one-out-cosine --divisible-by 1"),
     ("merge m --keep 0.5 --data ids.jsonl", "--algorithm dern --dern-threshold 0.3"),
     ("merge m --keep 0.5 --data ids.jsonl --algorithm ream", "--grouping nearest --group-cap 16"),
     ("merge m --keep 0.5 --data ids.jsonl --algorithm hc-smoe", "--all-experts-every 1"),

@@ -198,7 +198,11 @@ mod tests {
             "experts = 8\ntop-k = 2\nrouter = 'zeros'\ngranularity = 2",
             "router-std = 1e-4",
         ),
-        ("prune", "keep = 0.5\ndata = ['x.txt']", "criterion = 'reap'\ndivisible-by = 1"),
+        (
+            "prune",
+            "keep = 0.5\ndata = ['x.txt']",
+            "criterion = 'leave-one-out-cosine'\ndivisible-by = 1",
+        ),
         ("merge", "keep = 0.5\ndata = ['x.txt']", "algorithm = 'dern'\ndern-threshold = 0.3"),
         ("merge", "keep = 0.5\nalgorithm = 'ream'", "grouping = 'nearest'\ngroup-cap = 16"),
         ("merge", "keep = 0.5\nalgorithm = 'hc-smoe'", "all-experts-every = 1"),
