@@ -103,8 +103,9 @@ fn start_threads(threads: Option<usize>) -> Result<()> {
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = threads {
         if !(1..=1024).contains(&threads) {
-            return Err(Error::new(Kind::Usage, format!("--threads {threads}"))
-                .remedy("give 1 to 1024")
+            let what = format!("--threads {threads} is not a number of threads from 1 to 1024");
+            return Err(Error::new(Kind::Usage, what)
+                .remedy("give 1 to 1024, or leave --threads out to use all cores")
                 .into());
         }
         pool = pool.num_threads(threads);

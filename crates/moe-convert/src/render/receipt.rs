@@ -116,10 +116,10 @@ fn made(receipt: &Receipt) -> Vec<(&'static str, String)> {
 
 /// The ratio of sizes, in words.
 fn times(before: u64, after: u64) -> String {
-    match after as f64 / before.max(1) as f64 {
-        0.995..1.005 => "the same".to_owned(),
-        factor => format!("{factor:.2} ×"),
+    if before == after {
+        return "the same".to_owned();
     }
+    format!("{:.2} ×", after as f64 / before.max(1) as f64)
 }
 
 /// Held-out results over all text, compared with the model that was trained, or else with the

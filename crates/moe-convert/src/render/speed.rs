@@ -1,5 +1,6 @@
 //! Tables of times, rates and errors on a machine.
 
+use candle_core::DeviceLocation;
 use moe_pipeline::{
     BenchReport, BenchedPass, BenchedStage, ByteSize, Check, Overlap, Stage, Timings,
     peak_live_bytes, process_peak_memory_bytes,
@@ -42,13 +43,13 @@ pub fn selftest(compute: &moe_math::Compute, checks: &[Check]) -> String {
             if c.passed() { "ok" } else { "FAILED" }.to_owned(),
         ]
     });
+    let device = match compute.device.location() {
+        DeviceLocation::Cpu => "the CPU".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    };
     let header = ["check", "cases", "max error", "tolerance", "other choices", ""];
-    format!(
-        "selftest on {:?} in {:?}\n{}",
-        compute.device.location(),
-        compute.dtype,
-        table(&header, rows)
-    )
+    format!("selftest on {device} in {}\n{}", compute.dtype.as_str(), table(&header, rows))
 }
 
 /// Formats the output of --timings.

@@ -75,7 +75,7 @@ pub struct Choice {
 pub enum ReportKind {
     /// Which experts stay, and what became of the others.
     Experts {
-        /// The sentence of the model card where no layer loses saliency mass.
+        /// The sentence of the model card where no layer loses mass.
         none_lost: &'static str,
     },
     /// How experts were quantized.

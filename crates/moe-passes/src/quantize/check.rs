@@ -42,19 +42,20 @@ impl QuantizeOptions {
                 "give --group-size 32, 64 or 128, or -1 for whole rows",
             ));
         }
-        for (option, value) in [
-            ("--top-up-below", self.top_up_below),
-            ("--shrinkage", self.shrinkage),
-            ("--expert-damping", self.expert_damping),
-            ("--hot-cap", self.hot_cap),
+        for (option, value, example) in [
+            ("--top-up-below", self.top_up_below, "0.5"),
+            ("--shrinkage", self.shrinkage, "0.5"),
+            ("--expert-damping", self.expert_damping, "0.5"),
+            ("--hot-cap", self.hot_cap, "4, or 0 for no cap"),
         ] {
             if !(0.0..=1e6).contains(&value) {
                 let what = format!("{option} {} is not from 0 to 1e6", short(value));
-                return Err(usage(&[option], what, "give a number from 0 to 1e6, such as 0.5"));
+                let remedy = format!("give a number from 0 to 1e6, such as {example}");
+                return Err(usage(&[option], what, remedy));
             }
         }
         if !(self.damping > 0.0 && self.damping <= 1.0) {
-            let what = format!("--damping {}", self.damping);
+            let what = format!("--damping {} is not a share", short(self.damping));
             return Err(usage(&["--damping"], what, "give a share above 0, up to 1, such as 0.01"));
         }
         if self.gate_power > 2 {

@@ -36,18 +36,18 @@ pub(super) fn trust(receipt: &Receipt) -> String {
     text
 }
 
-/// Describes the saliency mass that `layer`, which keeps the smallest share, keeps.
+/// Describes the mass that `layer`, which keeps the smallest share, keeps.
 fn least_kept(report: ReportKind, layer: usize, trust: &LayerTrust) -> String {
     match (trust.retained_mass, report) {
         (1.0.., ReportKind::Experts { none_lost }) => {
-            format!("No layer loses saliency mass: {none_lost}.")
+            format!("Every layer keeps all of its mass (Σ gate × norm of output): {none_lost}.")
         }
         (share, _) => {
             let domain = trust.worst_domain.as_ref().map_or(String::new(), |(label, share)| {
                 format!(", {:.1} % of the domain {}", 100.0 * share, MarkdownCode(label))
             });
             format!(
-                "The layer that keeps least, {layer}, keeps {:.1} % of its saliency mass{domain}.",
+                "The layer that keeps least, {layer}, keeps {:.1} % of its mass (Σ gate × norm of output){domain}.",
                 100.0 * share
             )
         }

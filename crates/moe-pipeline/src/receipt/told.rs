@@ -83,12 +83,18 @@ impl Receipt {
         };
         let count =
             format!("{} in each of {} layers{dense}", first.experts.len(), converted().count());
-        if self.decided.is_some() {
+        if let Some(decided) = self.decided {
+            let how = match decided {
+                DecidedBy::Weights => "chosen without data",
+                DecidedBy::OriginalStatistics => "chosen by statistics of the original",
+                DecidedBy::OriginalText | DecidedBy::Sequence => "chosen layer by layer",
+                DecidedBy::GivenPlan => "chosen by the given plan",
+            };
             let say = match self.no_figures() {
                 None => format!("{RECEIPT_FILE} and {REPORT_FILE} say"),
                 Some(_) => format!("{RECEIPT_FILE} says"),
             };
-            return vec![format!("{count}, chosen layer by layer ({say} which)")];
+            return vec![format!("{count}, {how} ({say} which)")];
         }
         let mut kinds = first.experts_by_kind();
         kinds[0] = format!("{count}: {}", kinds[0]);
@@ -101,14 +107,14 @@ impl Receipt {
         let (_, first) = layers.first()?;
         let fitted = layers.iter().filter(|(_, layer)| layer.fit.is_some()).count();
         let fit = if fitted > 0 {
-            format!(", down projections of {fitted} fitted")
+            format!(", down projections fitted in {fitted}")
         } else {
             String::new()
         };
         Some(format!(
-            "{} layers became one network of {} neurons each{fit}",
-            layers.len(),
-            first.width
+            "one network of {} neurons in each of {} layers{fit}",
+            first.width,
+            layers.len()
         ))
     }
 

@@ -96,6 +96,9 @@ fn no_variable(name: &str, declared: &Table) -> Error {
     let known: Vec<&str> = declared.keys().map(String::as_str).collect();
     let guess = guess(name, known.iter().copied());
     let what = format!("this recipe has no variable {name:?}{guess}");
+    if known.is_empty() {
+        return usage(what, "it has no variables: leave --set out");
+    }
     usage(what, format!("its variables are: {}", known.join(", ")))
 }
 

@@ -1,4 +1,4 @@
-//! Each layer's loss of saliency mass and choices, and its output error.
+//! Each layer's loss of mass and choices, and its output error.
 
 use crate::report::charts::{Columns, columns};
 use crate::report::html::{Section, Table};
@@ -8,7 +8,7 @@ use crate::report::svg::Svg;
 
 const HEADER: [&str; 6] = [
     "layer",
-    "saliency mass kept",
+    "mass kept",
     "worst domain",
     "its mass kept",
     "choices that lost their expert",
@@ -61,7 +61,7 @@ fn charts(layers: &[ReportedLayer]) -> Vec<Svg> {
     masses(layers, &choices).into_iter().chain([columns(&choices), columns(&errors)]).collect()
 }
 
-/// The saliency mass that each layer keeps, drawn as `like`; None where no layer has any.
+/// The mass that each layer keeps, drawn as `like`; None where no layer has any.
 fn masses(layers: &[ReportedLayer], like: &Columns<'_>) -> Option<Svg> {
     let kept: Vec<_> = layers.iter().map(ReportedLayer::mass).collect();
     let worst: Vec<_> = layers.iter().map(ReportedLayer::worst).collect();

@@ -90,7 +90,7 @@ fn greatest_error(layers: &[ReportedLayer]) -> Tile {
 fn least_mass(layers: &[ReportedLayer]) -> Tile {
     let masses = layers.iter().filter_map(|layer| Some((layer.index, layer.mass()?)));
     let worst = masses.min_by(|a, b| a.1.total_cmp(&b.1));
-    tile("least saliency mass kept", percent(worst.map(|(_, share)| share)), in_layer(worst))
+    tile("least mass kept", percent(worst.map(|(_, share)| share)), in_layer(worst))
 }
 
 fn in_layer(found: Option<(usize, f64)>) -> String {

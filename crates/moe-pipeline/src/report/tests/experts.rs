@@ -142,13 +142,13 @@ fn merges_are_shown_as_clusters() {
         .for_each(|layer| layer.change_details(|trust: &mut LayerTrust| trust.retained_mass = 1.0));
     let whole = page(&receipt);
     for (said, is_said) in [
-        ("least saliency mass kept", false),
+        ("least mass kept", false),
         ("greatest relative output error", true),
         ("error-mass", false),
         ("all, merged", true),
     ] {
         assert_eq!(whole.contains(said), is_said, "{said}");
     }
-    assert!(some.contains("least saliency mass kept") && some.contains("error-mass"));
+    assert!(some.contains("least mass kept") && some.contains("error-mass"));
     keep_to_look_at("merged.html", &whole);
 }
