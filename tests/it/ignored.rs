@@ -56,7 +56,7 @@ fn keys_beside_a_given_plan_are_refused() {
         };
         let keys = format!("output = \"out\"\nplan = \"plan.json\"\n{option} = {value}\n");
         sandbox.write("r.toml", step("prune", "golden/models/moe", &keys));
-        let named = format!("`{option}` beside `plan`");
+        let named = format!("`plan` has decided already, so `{option}` would have no effect");
         sandbox.must_refuse("run r.toml", 2, &["line 6, step 1 (prune)", &named, "leave"]);
     }
 }
