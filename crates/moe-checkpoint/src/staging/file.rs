@@ -170,6 +170,10 @@ fn holds_a_model(folder: &Path) -> bool {
     ["model_type", "architectures"].iter().any(|key| config.get(key).is_some())
 }
 
+fn cannot_write(path: &Path, source: io::Error) -> Error {
+    Error::io("cannot write this file", path, source)
+}
+
 /// Whether `path` ends in `/` or `/.`, which [`Path`] ignores and a rename doesn't.
 fn names_a_directory(path: &Path) -> bool {
     let path = path.as_os_str().as_bytes();
@@ -226,7 +230,7 @@ impl StagedFile {
         let created = Self { path: path.to_owned(), staging: Some(staging), replaced: found, file };
         drop(unfinished);
         let emptied = created.empty(rights);
-        emptied.map_err(|e| Error::io("cannot write this file", path, e))?;
+        emptied.map_err(|e| cannot_write(path, e))?;
         Ok(created)
     }
 
@@ -255,13 +259,12 @@ impl StagedFile {
     /// that can't get its name stays under the hidden one, which the error says.
     pub fn place(mut self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<PlacedFile> {
         let path = self.path.clone();
-        let fail = |e| Error::io("cannot write this file", &path, e);
         let filled = fill(&mut self.file);
         let Some(staging) = self.staging.clone() else {
-            unless_closed(filled).map_err(fail)?;
+            unless_closed(filled).map_err(|e| cannot_write(&path, e))?;
             return Ok(PlacedFile { found: self.replaced, elsewhere: None });
         };
-        filled.and_then(|()| self.file.sync_all()).map_err(fail)?;
+        filled.and_then(|()| self.file.sync_all()).map_err(|e| cannot_write(&path, e))?;
         let mut unfinished = unfinished(&path)?;
         unfinished.remove(&staging);
         // Nothing may remove it any more.
