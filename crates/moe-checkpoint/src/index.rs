@@ -122,8 +122,6 @@ impl<'de> Visitor<'de> for RawIndexVisitor {
 /// [`INDEX_FILE`].
 pub(crate) fn find_shards(folder: &Folder, config: &Map<String, Value>) -> Result<Shards> {
     let (single, index) = (folder.path().join(SINGLE_FILE), folder.path().join(INDEX_FILE));
-    // A folder of such a name doesn't count as weights, as in transformers.
-    let is_there = |path: &Path| path.exists() && !path.is_dir();
     let mut found = match config.get(EXPLICIT_KEY).and_then(Value::as_str) {
         Some(named) => explicit(folder, named)?,
         None => match (is_there(&single), is_there(&index)) {
@@ -247,6 +245,11 @@ fn holds_all(folder: &Folder, found: &Shards) -> Result<bool> {
         .all(|name| held.contains(name.as_str())))
 }
 
+/// Whether `path` exists. A folder of such a name doesn't count as weights, as in transformers.
+fn is_there(path: &Path) -> bool {
+    path.exists() && !path.is_dir()
+}
+
 /// Chooses the file, or explains what is missing, if no file has one of the usual names.
 fn unnamed(folder: &Folder) -> Result<Shards> {
     let names = names(folder)?;
@@ -258,15 +261,13 @@ fn unnamed(folder: &Folder) -> Result<Shards> {
                 .file(folder.path())
                 .remedy("download the index file too"))
         }
-        _ => {
-            let nothing = || {
-                Error::new(Kind::Missing, "no safetensors weights here").remedy(format!(
-                    "a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"
-                ))
-            };
-            Err(other_format(&names).unwrap_or_else(nothing).file(folder.path()))
-        }
+        _ => Err(other_format(&names).unwrap_or_else(no_weights).file(folder.path())),
     }
+}
+
+fn no_weights() -> Error {
+    Error::new(Kind::Missing, "no safetensors weights here")
+        .remedy(format!("a checkpoint directory holds {SINGLE_FILE}, or shards with {INDEX_FILE}"))
 }
 
 fn names(folder: &Folder) -> Result<BTreeSet<String>> {

@@ -107,15 +107,20 @@ impl LocationIndex {
 
     /// A location in the index that is `place`, contains it, or is in it.
     fn overlapping(&self, place: &Location) -> Option<&Path> {
-        let above = || place.path.ancestors().find_map(|path| self.paths.get(path));
-        let below = || {
+        self.overlapping_path(place).or_else(|| self.overlapping_id(place)).map(PathBuf::as_path)
+    }
+
+    fn overlapping_path(&self, place: &Location) -> Option<&PathBuf> {
+        let same_or_above = place.path.ancestors().find_map(|path| self.paths.get(path));
+        same_or_above.or_else(|| {
             let (path, given) = self.paths.range(place.path.clone()..).next()?;
             path.starts_with(&place.path).then_some(given)
-        };
-        let same_or_above =
-            || place.own.iter().chain(&place.around).find_map(|id| self.ids.get(id));
-        let below_by_id = || place.own.and_then(|id| self.around.get(&id));
-        above().or_else(below).or_else(same_or_above).or_else(below_by_id).map(PathBuf::as_path)
+        })
+    }
+
+    fn overlapping_id(&self, place: &Location) -> Option<&PathBuf> {
+        let same_or_above = place.own.iter().chain(&place.around).find_map(|id| self.ids.get(id));
+        same_or_above.or_else(|| self.around.get(&place.own?))
     }
 }
 
@@ -146,8 +151,12 @@ struct Location {
 impl Location {
     fn of(path: &Path) -> Self {
         let path = resolved(path);
-        let id = |path: &Path| path.metadata().ok().map(|found| FileId::of(&found));
-        Self { own: id(&path), around: path.ancestors().skip(1).filter_map(id).collect(), path }
+        let around = path.ancestors().skip(1).filter_map(Self::id).collect();
+        Self { own: Self::id(&path), around, path }
+    }
+
+    fn id(path: &Path) -> Option<FileId> {
+        path.metadata().ok().map(|found| FileId::of(&found))
     }
 }
 

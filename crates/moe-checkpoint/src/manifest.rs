@@ -37,16 +37,12 @@ impl Manifest {
         }
         let mut files = BTreeMap::new();
         let text = read_text(&path, MAX_BYTES)?;
-        for (number, line) in text_without_mark(&text).lines().enumerate() {
-            let malformed = |what: &str| {
-                Error::new(Kind::Malformed, format!("line {} {what}", number + 1))
-                    .file(&path)
-                    .remedy("copy the directory again, whole")
-            };
-            let (hash, name) =
-                parse_line(line).ok_or_else(|| malformed("is not a hash and a file name"))?;
+        for (number, text) in text_without_mark(&text).lines().enumerate() {
+            let line = number + 1;
+            let (hash, name) = parse_line(text)
+                .ok_or_else(|| malformed(&path, line, "is not a hash and a file name"))?;
             if files.insert(name.into_owned(), hash.to_ascii_lowercase()).is_some() {
-                return Err(malformed("names a file again"));
+                return Err(malformed(&path, line, "names a file again"));
             }
         }
         Ok(Some(Self { files }))
@@ -77,6 +73,12 @@ impl Manifest {
 /// Escapes of sha256sum for characters that would end a line, the backslash first. A line with an
 /// escape begins with a backslash.
 const ESCAPES: [(char, &str); 3] = [('\\', "\\\\"), ('\n', "\\n"), ('\r', "\\r")];
+
+fn malformed(path: &Path, line: usize, what: &str) -> Error {
+    Error::new(Kind::Malformed, format!("line {line} {what}"))
+        .file(path)
+        .remedy("copy the directory again, whole")
+}
 
 /// The hash and the file name in a line.
 fn parse_line(line: &str) -> Option<(&str, Cow<'_, str>)> {

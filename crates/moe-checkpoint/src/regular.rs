@@ -6,7 +6,7 @@
 //! open, since another file may have the name by then.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -20,15 +20,19 @@ use crate::error::{Error, Kind, Result};
 /// [`Kind::Malformed`] for a directory, a pipe, a device or a socket; [`Kind::Io`] if it can't be
 /// opened.
 pub fn open_file(path: &Path) -> Result<File> {
-    let fail = |e| Error::io("cannot open this file", path, e);
     // Opening a device can have effects, so it isn't tried.
-    check(path, &path.metadata().map_err(fail)?)?;
+    check(path, &path.metadata().map_err(|e| cannot_open(path, e))?)?;
     // Without O_NONBLOCK, opening a pipe that has just taken the name would wait. Regular files
     // ignore the flag.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
-    check(path, &file.metadata().map_err(fail)?)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|e| cannot_open(path, e))?;
+    check(path, &file.metadata().map_err(|e| cannot_open(path, e))?)?;
     Ok(file)
+}
+
+fn cannot_open(path: &Path, source: io::Error) -> Error {
+    Error::io("cannot open this file", path, source)
 }
 
 /// Whether the regular file `path` exists.

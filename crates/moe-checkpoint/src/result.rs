@@ -152,10 +152,9 @@ fn run_text(path: &Path) -> Option<String> {
 
 fn says_what_runs_say(text: &str) -> bool {
     let Ok(run) = serde_json::from_str::<Map<String, Value>>(text) else { return false };
-    let is_known = |key: &String| {
-        RUN_KEYS.contains(&key.as_str())
-            || MORE_RUN_KEYS.contains(&key.as_str())
-            || key.ends_with("_dtype")
-    };
-    RUN_KEYS.iter().all(|key| run.contains_key(*key)) && run.keys().all(is_known)
+    RUN_KEYS.iter().all(|key| run.contains_key(*key)) && run.keys().all(|key| is_run_key(key))
+}
+
+fn is_run_key(key: &str) -> bool {
+    RUN_KEYS.contains(&key) || MORE_RUN_KEYS.contains(&key) || key.ends_with("_dtype")
 }

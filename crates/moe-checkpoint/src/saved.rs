@@ -118,33 +118,27 @@ impl SavedFolder {
     /// The key of the run that the steps belong to.
     fn key(&self) -> Result<String> {
         let path = self.dir.join(MARK_FILE);
-        let malformed = |what: &str| {
-            Error::new(Kind::Malformed, what)
-                .file(&path)
-                .remedy("remove the folder if nothing in it is needed, and start over, or choose another output")
-        };
         if !path.is_file() {
-            return Err(malformed("the file that says whose training is saved here is missing"));
+            let what = "the file that says whose training is saved here is missing";
+            return Err(no_key(&path, what));
         }
         let text = read_text(&path, MAX_MARK_BYTES)
-            .map_err(|_| malformed("this doesn't say whose training it is"))?;
+            .map_err(|_| no_key(&path, "this doesn't say whose training it is"))?;
         match text.split_once('\n') {
             Some((MARK, key)) if key.ends_with('\n') => Ok(key.trim_end().to_owned()),
             _ => {
-                Err(malformed("this doesn't say whose training it is, or another version wrote it"))
+                let what = "this doesn't say whose training it is, or another version wrote it";
+                Err(no_key(&path, what))
             }
         }
     }
 
     fn names(&self) -> Result<Vec<String>> {
-        let list = || {
-            fs::read_dir(&self.dir)?
-                .map(|entry| Ok(entry?.file_name()))
-                .collect::<io::Result<Vec<_>>>()
-        };
-        let names = list().map_err(|e| Error::io("cannot list this folder", &self.dir, e))?;
+        let entries = fs::read_dir(&self.dir)
+            .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
+            .map_err(|e| Error::io("cannot list this folder", &self.dir, e))?;
         let mut names: Vec<String> =
-            names.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+            entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         Ok(names)
     }
@@ -155,18 +149,17 @@ impl SavedFolder {
         if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
             return false;
         }
-        let begins_as_steps_do = || {
-            let mut begin = [0; MAGIC.len()];
-            open_no_link(&path)
-                .is_ok_and(|mut file| file.read_exact(&mut begin).is_ok() && begin == MAGIC)
-        };
-        name == MARK_FILE || self.others.contains(&name) || is_hidden(name) || begins_as_steps_do()
+        name == MARK_FILE
+            || self.others.contains(&name)
+            || is_hidden(name)
+            || begins_with_magic(&path)
     }
 
     /// Whether nothing is here except the mark, the file `other` and unfinished files.
     pub fn holds_only(&self, other: &str) -> bool {
-        let known = |name: &String| name == MARK_FILE || name == other || is_hidden(name);
-        self.names().is_ok_and(|names| names.iter().all(known))
+        self.names().is_ok_and(|names| {
+            names.iter().all(|name| name == MARK_FILE || name == other || is_hidden(name))
+        })
     }
 
     /// Removes what runs have written here, and the folder if nothing else is in it.
@@ -181,11 +174,11 @@ impl SavedFolder {
         // The mark is removed last, so that the rest is still recognized if this is killed.
         let mut names = self.names()?;
         names.sort_by_key(|name| name == MARK_FILE);
-        let remove = || {
-            names.iter().try_for_each(|name| fs::remove_file(self.dir.join(name)))?;
-            fs::remove_dir(&self.dir)
-        };
-        remove().map_err(|e| Error::io("cannot remove what a training was saved in", &self.dir, e))
+        names
+            .iter()
+            .try_for_each(|name| fs::remove_file(self.dir.join(name)))
+            .and_then(|()| fs::remove_dir(&self.dir))
+            .map_err(|e| Error::io("cannot remove what a training was saved in", &self.dir, e))
     }
 
     /// Opens the folder for the run with this `key`: the hash of everything that determines the
@@ -338,9 +331,10 @@ impl Saved {
         {
             return Ok(None);
         }
-        let fail = |e| Error::io("cannot read what was saved here", &path, e);
         let mut bytes = Vec::new();
-        open_no_link(&path).map_err(fail)?.read_to_end(&mut bytes).map_err(fail)?;
+        open_no_link(&path)
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(|e| Error::io("cannot read what was saved here", &path, e))?;
         let saved = bytes.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(HASH));
         match saved {
             Some((hash, bytes)) if hash == self.hash(name, bytes).as_bytes() => {
@@ -372,6 +366,18 @@ impl Saved {
         }
         hex(&hasher.finalize())
     }
+}
+
+fn begins_with_magic(path: &Path) -> bool {
+    let mut begin = [0; MAGIC.len()];
+    open_no_link(path).is_ok_and(|mut file| file.read_exact(&mut begin).is_ok() && begin == MAGIC)
+}
+
+/// The error for a file `path` that doesn't say whose training the folder holds.
+fn no_key(path: &Path, what: &str) -> Error {
+    Error::new(Kind::Malformed, what).file(path).remedy(
+        "remove the folder if nothing in it is needed, and start over, or choose another output",
+    )
 }
 
 /// The error for a file `path` that no run has written for its step.

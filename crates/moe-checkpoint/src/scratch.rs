@@ -1,6 +1,7 @@
 //! A file for bytes that don't fit in memory, which no other process can open.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -20,11 +21,9 @@ impl Scratch {
     /// # Errors
     /// [`crate::Kind::Io`], naming `dir`.
     pub fn create(dir: &Path) -> Result<Self> {
-        let fail = |e| Error::io("cannot make a scratch file in this directory", dir, e);
         let path = dir.join(format!(".moe-convert-scratch-{}-{:x}", std::process::id(), unique()));
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(fail)?;
-        std::fs::remove_file(&path).map_err(fail)?;
+        let file = create_unnamed(&path)
+            .map_err(|e| Error::io("cannot make a scratch file in this directory", dir, e))?;
         Ok(Self { file, dir: dir.to_owned() })
     }
 
@@ -47,6 +46,13 @@ impl Scratch {
             .read_exact_at(buffer, offset)
             .map_err(|e| Error::io("cannot read a scratch file here", &self.dir, e))
     }
+}
+
+/// Creates a file that vanishes when it is closed, since it loses its name at once.
+fn create_unnamed(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
 }
 
 /// A number that no other scratch file of this process has.

@@ -2,12 +2,15 @@
 
 /// `text` as one word of a POSIX shell, in quotes if the shell would read it otherwise.
 pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "./_-+=:@%,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
+    if !text.is_empty() && text.chars().all(is_plain) {
         text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))
     }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "./_-+=:@%,".contains(c)
 }
 
 #[cfg(test)]

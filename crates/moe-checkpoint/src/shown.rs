@@ -67,13 +67,12 @@ fn is_noncharacter(c: char) -> bool {
 /// `text` for a terminal: characters for which [`is_obeyed`] holds are escaped as in Rust, except
 /// for those in `layout`.
 pub fn shown<'t>(text: &'t str, layout: &str) -> Cow<'t, str> {
-    let is_escaped = |c: char| is_obeyed(c) && !layout.contains(c);
-    if !text.contains(is_escaped) {
+    if !text.contains(|c| is_escaped(c, layout)) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_escaped(c) {
+        if is_escaped(c, layout) {
             // The result of `escape_default` is printable ASCII, so nothing in it is obeyed.
             shown.extend(c.escape_default());
         } else {
@@ -88,17 +87,20 @@ pub fn shown_path(path: &Path) -> String {
     shown(&path.to_string_lossy(), "").into_owned()
 }
 
+fn is_escaped(c: char, layout: &str) -> bool {
+    is_obeyed(c) && !layout.contains(c)
+}
+
 /// The JSON document `text`, with `\u` escapes for characters for which [`is_obeyed`] holds. Its
 /// value is the same, since JSON has such characters only in strings, except for line breaks
 /// between values.
 pub(crate) fn escaped_json(text: String) -> String {
-    let is_escaped = |c: char| is_obeyed(c) && c != '\n';
-    if !text.contains(is_escaped) {
+    if !text.contains(|c| is_escaped(c, "\n")) {
         return text;
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_escaped(c) {
+        if is_escaped(c, "\n") {
             for unit in c.encode_utf16(&mut [0; 2]) {
                 // Writing to a String can't fail.
                 let _ = write!(escaped, "\\u{unit:04x}");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
@@ -114,14 +115,13 @@ impl SideFiles {
     pub fn missed(&self) -> impl Iterator<Item = (&str, &'static str)> {
         // A run of this program also leaves a receipt there.
         let is_of_run = self.left_out.contains_key(RECEIPT_FILE);
-        let is_missed = move |name: &str, why: &'static str| match why {
+        let left_out = self.left_out.iter().map(|(name, why)| (name.as_str(), *why));
+        left_out.filter(move |(name, why)| match *why {
             HIDDEN | PYTHON | FORMAT => false,
-            WRITTEN => !is_of_run && [RUN_FILE, LOG_FILE].contains(&name),
+            WRITTEN => !is_of_run && [RUN_FILE, LOG_FILE].contains(name),
             WEIGHTS => is_anything(name),
             _ => true,
-        };
-        let left_out = self.left_out.iter().map(|(name, why)| (name.as_str(), *why));
-        left_out.filter(move |(name, why)| is_missed(name, why))
+        })
     }
 }
 
@@ -136,12 +136,11 @@ struct Walk<'f> {
 impl Walk<'_> {
     /// Walks `dir`; `prefix` is its name in the model's folder, with a `/` at the end.
     fn directory(&mut self, dir: &Path, prefix: &str, depth: usize) -> Result<()> {
-        let fail = |e| Error::io("cannot list the checkpoint", dir, e);
         if !self.seen.insert(self.folder.resolve(dir)?) {
             return Ok(());
         }
-        for entry in fs::read_dir(dir).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
+        for entry in fs::read_dir(dir).map_err(|e| cannot_list(dir, e))? {
+            let path = entry.map_err(|e| cannot_list(dir, e))?.path();
             self.files += 1;
             if self.files > MAX_FILES {
                 let what =
@@ -193,6 +192,10 @@ impl Walk<'_> {
         self.found.carried.push(SideFile { name, path: path.to_owned(), bytes });
         Ok(())
     }
+}
+
+fn cannot_list(dir: &Path, source: io::Error) -> Error {
+    Error::io("cannot list the checkpoint", dir, source)
 }
 
 /// The name of `path`; None if it can't be in a list, since a line break would forge a line of

@@ -401,13 +401,11 @@ impl OpenShard {
         let handle =
             file.try_clone().map_err(|e| Error::io("cannot create this shard", &path, e))?;
         let (flush, wanted) = sync_channel::<()>(1);
-        let flush_all = move || {
-            for () in wanted {
-                handle.sync_data()?;
-            }
+        let flusher = Builder::new().spawn(move || {
+            wanted.into_iter().try_for_each(|()| handle.sync_data())?;
             handle.sync_all()
-        };
-        let flusher = Builder::new().spawn(flush_all).map_err(|e| no_thread(e).file(&path))?;
+        });
+        let flusher = flusher.map_err(|e| no_thread(e).file(&path))?;
         Ok(Self { path, file, unflushed: 0, flush: Some(flush), flusher })
     }
 

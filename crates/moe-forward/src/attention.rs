@@ -112,10 +112,9 @@ impl LoadedGrouped {
         let scores = Scores { scale: (head_dim as f64).powf(-0.5), window };
         let [q, k, v] = self.by_head(x)?;
         let sequences = spans.iter().map(|span| {
-            let of = |x: &Tensor| x.narrow(0, span.start, span.len())?.transpose(0, 1);
-            let q = rotary.apply(&of(&q)?)?;
-            let k = rotary.apply(&of(&k)?)?;
-            scores.attend(q, &k, &of(&v)?.contiguous()?)
+            let q = rotary.apply(&heads_of_span(&q, span)?)?;
+            let k = rotary.apply(&heads_of_span(&k, span)?)?;
+            scores.attend(q, &k, &heads_of_span(&v, span)?.contiguous()?)
         });
         let attended = Tensor::cat(&sequences.collect::<CandleResult<Vec<_>>>()?, 0)?;
         seen(3, &attended);
@@ -143,4 +142,9 @@ impl LoadedGrouped {
         }
         Ok([q, k, v])
     }
+}
+
+/// Returns the tokens `span` of `[tokens, heads, width]` as `[heads, span, width]`.
+fn heads_of_span(x: &Tensor, span: &Range<usize>) -> CandleResult<Tensor> {
+    x.narrow(0, span.start, span.len())?.transpose(0, 1)
 }

@@ -80,22 +80,18 @@ impl Calibration {
     /// Appends the tokens of `other`, whose groups stay separate.
     #[must_use]
     pub fn joined(&self, other: &Self) -> Self {
-        let shift = |group: &GroupIndex| match *group {
+        let own_groups = self.groups.len() as GroupIndex;
+        let shifted = other.group_of.iter().map(|group| match *group {
             UNCOUNTED => UNCOUNTED,
-            group => group + self.groups.len() as GroupIndex,
-        };
+            group => group + own_groups,
+        });
         let sequences = [self, other]
             .into_iter()
             .flat_map(|of| of.batch.spans.iter().map(|s| &of.batch.ids[s.clone()]));
         Self {
             batch: Batch::new(sequences),
             groups: self.groups.iter().chain(&other.groups).cloned().collect(),
-            group_of: self
-                .group_of
-                .iter()
-                .copied()
-                .chain(other.group_of.iter().map(shift))
-                .collect(),
+            group_of: self.group_of.iter().copied().chain(shifted).collect(),
         }
     }
 
@@ -125,20 +121,22 @@ fn halves(domain: &Domain) -> [Group; 2] {
 /// gives the domains the shares that they ask for.
 pub fn group_factors(groups: &[Group]) -> Vec<f64> {
     let weighted = groups.iter().all(|group| group.weight.is_some());
-    let tokens_of =
-        |label: &str| groups.iter().filter(|g| g.label == label).map(|g| g.tokens).sum::<u64>();
     let all: u64 = groups.iter().map(|g| g.tokens).sum();
     let of_weights: f64 = labels(groups)
         .iter()
         .filter_map(|label| groups.iter().find(|g| g.label == *label).and_then(|g| g.weight))
         .sum();
-    let factor = |group: &Group| match group.weight {
+    let factors = groups.iter().map(|group| match group.weight {
         Some(weight) if weighted => {
-            weight / of_weights * all as f64 / (tokens_of(&group.label) as f64).max(1.0)
+            weight / of_weights * all as f64 / (tokens_of(groups, &group.label) as f64).max(1.0)
         }
         _ => 1.0,
-    };
-    groups.iter().map(factor).collect()
+    });
+    factors.collect()
+}
+
+fn tokens_of(groups: &[Group], label: &str) -> u64 {
+    groups.iter().filter(|group| group.label == label).map(|group| group.tokens).sum()
 }
 
 /// Returns the labels of the domains, in order of appearance.

@@ -114,10 +114,9 @@ impl Difference {
     /// Adds the logits of two models for some tokens. Fields that are means hold sums until
     /// [`Self::of_mean`].
     fn add(&mut self, p: &Tensor, q: &Tensor) -> candle_core::Result<()> {
-        let max = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
         self.tokens += p.dim(0)?;
-        self.max_logit_difference = self.max_logit_difference.max(max((p - q)?)?);
-        self.max_logit = self.max_logit.max(max(p.clone())?);
+        self.max_logit_difference = self.max_logit_difference.max(max_absolute(&(p - q)?)?);
+        self.max_logit = self.max_logit.max(max_absolute(p)?);
         let (log_p, log_q) = (log_probabilities(p)?, log_probabilities(q)?);
         self.kl += divergence(&log_p, &log_q)?.iter().sum::<f64>();
         self.top1_agreement += agreements(&log_p, &log_q)? as f64;
@@ -129,4 +128,8 @@ impl Difference {
         let tokens = self.tokens as f64;
         Self { kl: self.kl / tokens, top1_agreement: self.top1_agreement / tokens, ..self }
     }
+}
+
+fn max_absolute(t: &Tensor) -> candle_core::Result<f64> {
+    t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from)
 }

@@ -133,11 +133,9 @@ impl<'a> Loader<'a> {
     /// Loads the values of a quantized matrix. Activations aren't quantized here, only weights.
     fn dequantized(self, weight: &Weight) -> Result<Tensor> {
         let values = quantized_values(weight)?.expect("the weight is quantized");
-        let tensor = || {
-            Tensor::from_vec(values, weight.shape(), &self.compute.device)?
-                .to_dtype(self.compute.dtype)
-        };
-        tensor().context(|| tensor_label(weight))
+        Tensor::from_vec(values, weight.shape(), &self.compute.device)
+            .and_then(|values| values.to_dtype(self.compute.dtype))
+            .context(|| tensor_label(weight))
     }
 
     fn load(self, weight: &Weight, read: impl FnOnce(&Weight) -> Result<Tensor>) -> Result<Tensor> {

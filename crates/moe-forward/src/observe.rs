@@ -63,16 +63,16 @@ struct ObservedLayer {
 impl StatisticsObserver {
     /// Creates an observer of sweeps over `model`.
     pub fn new(model: &Model, options: ObserverOptions) -> Self {
-        let sizes = |layer: &moe_model::Layer| {
+        let sizes = model.layers.iter().map(|layer| {
             let moe = layer.ffn.moe()?;
             Some(MixtureSizes {
                 experts: moe.experts.len(),
                 hidden: model.hidden,
                 width: moe.experts[0].width(),
             })
-        };
+        });
         let sampled = options.sampled();
-        Self { sizes: model.layers.iter().map(sizes).collect(), options, sampled, layer: None }
+        Self { sizes: sizes.collect(), options, sampled, layer: None }
     }
 
     /// Returns the sums of the layer that has just run, by group; None if it has no mixture.

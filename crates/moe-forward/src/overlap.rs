@@ -39,11 +39,11 @@ pub fn overlap<'s>(sequences: &[&'s [u32]], others: impl IntoIterator<Item = &'s
         .filter(|(_, (count, _))| *count > MAX_ALIKE)
         .map(|(hash, _)| hash)
         .collect();
-    let known = |sequence: &&[u32]| {
+    let known = sequences.iter().map(|sequence| {
         let share = known_share(sequence, &found, &templates);
         if share < CLEAN { 0 } else { (share * sequence.len() as f64).round() as usize }
-    };
-    sequences.iter().map(known).sum()
+    });
+    known.sum()
 }
 
 /// Returns the number of sequences that each run occurs in, and the last of them.
@@ -96,21 +96,25 @@ fn covered(sequence: &[u32], is_meant: impl Fn(Range<usize>, u64) -> bool) -> Ve
 /// Calls `see` with the start and the hash of every run of `sequence`. A sequence shorter than a
 /// run is one run itself.
 fn each_run(sequence: &[u32], mut see: impl FnMut(usize, u64)) {
-    let add = |hash: u64, token: u32| hash.wrapping_mul(BASE).wrapping_add(u64::from(token) + 1);
     if sequence.len() < RUN {
         if !sequence.is_empty() {
             // The hash begins with the length, so that it differs from any run's.
-            see(0, sequence.iter().fold(sequence.len() as u64, |hash, token| add(hash, *token)));
+            see(0, sequence.iter().fold(sequence.len() as u64, hash_with));
         }
         return;
     }
-    let mut hash = sequence[..RUN].iter().fold(0, |hash, token| add(hash, *token));
+    let mut hash = sequence[..RUN].iter().fold(0, hash_with);
     see(0, hash);
     let leaving = (0..RUN - 1).fold(1u64, |power, _| power.wrapping_mul(BASE));
     for (start, (first, next)) in sequence.iter().zip(&sequence[RUN..]).enumerate() {
-        hash = add(hash.wrapping_sub(leaving.wrapping_mul(u64::from(*first) + 1)), *next);
+        hash = hash_with(hash.wrapping_sub(leaving.wrapping_mul(u64::from(*first) + 1)), next);
         see(start + 1, hash);
     }
+}
+
+/// Returns the hash of tokens with the hash `hash` and of `token` after them.
+fn hash_with(hash: u64, token: &u32) -> u64 {
+    hash.wrapping_mul(BASE).wrapping_add(u64::from(*token) + 1)
 }
 
 #[cfg(test)]

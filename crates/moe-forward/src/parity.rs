@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use moe_checkpoint::{Error, Kind, Result};
 use moe_math::Compute;
 use moe_math::routing::Routing;
@@ -69,10 +69,13 @@ pub fn max_difference(a: &Tensor, b: &Tensor) -> Result<f32> {
             format!("shapes {:?} and {:?} differ", a.dims(), b.dims()),
         ));
     }
-    let difference = || (a.to_device(&Device::Cpu)? - b)?.abs()?.flatten_all()?.to_vec1::<f32>();
+    let differences = absolute_differences(a, b).context(|| "a difference".into())?;
     // f32::max would skip a NaN.
-    let larger = |max: f32, d: f32| if d > max || d.is_nan() { d } else { max };
-    Ok(difference().context(|| "a difference".into())?.into_iter().fold(0.0, larger))
+    Ok(differences.into_iter().fold(0.0, |max, d| if d > max || d.is_nan() { d } else { max }))
+}
+
+fn absolute_differences(a: &Tensor, b: &Tensor) -> CandleResult<Vec<f32>> {
+    (a.to_device(&Device::Cpu)? - b)?.abs()?.flatten_all()?.to_vec1()
 }
 
 fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
@@ -87,12 +90,11 @@ struct ParityReference<'a> {
 
 impl ParityReference<'_> {
     fn get(&self, name: &str) -> Result<&Tensor> {
-        let missing = || {
+        self.tensors.get(name).ok_or_else(|| {
             Error::new(Kind::Mismatch, "the reference has no such tensor")
                 .tensor(name)
                 .file(self.file)
-        };
-        self.tensors.get(name).ok_or_else(missing)
+        })
     }
 
     /// Counts the tokens that `routing` sends to other experts, among those with a clear decision.
@@ -100,16 +102,13 @@ impl ParityReference<'_> {
         let selected = self.get(&format!("selected.{layer}"))?;
         let choice = self.tensors.get(&format!("choice.{layer}"));
         let logits = self.get(&format!("router_logits.{layer}"))?;
-        let rows = || -> candle_core::Result<_> {
-            let p = match choice {
-                Some(choice) => choice.clone(),
-                None => {
-                    candle_nn::ops::softmax_last_dim(&logits.to_dtype(DType::F32)?.contiguous()?)?
-                }
-            };
-            Ok((p.to_vec2::<f32>()?, selected.to_dtype(DType::U32)?.to_vec2::<u32>()?))
+        let p = match choice {
+            Some(choice) => choice.to_vec2(),
+            None => probabilities(logits),
         };
-        let (p, selected) = rows().context(|| "a reference".into())?;
+        let p = p.context(|| "a reference".into())?;
+        let selected = selected.to_dtype(DType::U32).and_then(|selected| selected.to_vec2::<u32>());
+        let selected = selected.context(|| "a reference".into())?;
         if selected.len() != routing.tokens() {
             return Err(
                 Error::new(Kind::Mismatch, "the reference has other tokens").file(self.file)
@@ -160,4 +159,9 @@ impl Observer for Recorder {
         self.0.push((layer, routing.clone()));
         Ok(())
     }
+}
+
+fn probabilities(logits: &Tensor) -> CandleResult<Vec<Vec<f32>>> {
+    let logits = logits.to_dtype(DType::F32)?.contiguous()?;
+    candle_nn::ops::softmax_last_dim(&logits)?.to_vec2()
 }

@@ -9,7 +9,7 @@ use moe_checkpoint::Result;
 use moe_math::encoding::Encoded;
 use moe_model::{Encoding, Weight};
 
-use crate::context::Context;
+use crate::context::{Context, tensor_label};
 use crate::dtypes::candle_dtype;
 
 /// Number of matrices that are read in advance: those of an expert.
@@ -51,8 +51,8 @@ impl Prefetcher {
 
 /// Reads the bytes of a plain weight.
 pub(crate) fn read(weight: &Weight) -> Result<Encoded> {
-    let of = || format!("the tensor {}", weight.name());
-    let mut values = Encoded::zeros(candle_dtype(weight)?, weight.elements()).context(of)?;
+    let mut values = Encoded::zeros(candle_dtype(weight)?, weight.elements())
+        .context(|| tensor_label(weight))?;
     weight.read_into(values.bytes_mut())?;
     Ok(values)
 }

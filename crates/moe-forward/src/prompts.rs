@@ -42,13 +42,14 @@ pub struct Prompts {
 /// tokenizer.
 pub fn load_prompts(path: &Path, model_dir: &Path, sets: usize) -> Result<Prompts> {
     let found: Vec<PromptSet> = json::read_expecting(path, REMEDY)?;
-    let usage = |what: String| Error::new(Kind::Usage, what).options(&["--prompts"]).file(path);
     if found.len() != sets {
-        return Err(usage(format!("{} sets of prompts for {sets} router rows", found.len()))
+        let what = format!("{} sets of prompts for {sets} router rows", found.len());
+        return Err(unsuitable(path, what)
             .remedy("give one set for each expert; shards of one network share theirs"));
     }
     if let Some(index) = found.iter().position(|set| set.positive.is_empty()) {
-        return Err(usage(format!("entry {index} has no positive prompt")).remedy(REMEDY));
+        let what = format!("entry {index} has no positive prompt");
+        return Err(unsuitable(path, what).remedy(REMEDY));
     }
     let tokenizer = TextTokenizer::load(model_dir)?;
     let bos = tokenizer.id_of("bos_token");
@@ -74,4 +75,8 @@ fn after_bos(bos: Option<u32>, prompt: &str, ids: &[u32]) -> Result<Vec<u32>> {
             .remedy("give it some words"));
     }
     Ok(bos.into_iter().chain(ids.iter().copied()).collect())
+}
+
+fn unsuitable(path: &Path, what: String) -> Error {
+    Error::new(Kind::Usage, what).options(&["--prompts"]).file(path)
 }

@@ -36,8 +36,7 @@ fn floats(weight: &Weight) -> Result<Vec<f32>> {
 }
 
 fn words(weight: &Weight) -> Result<Vec<i32>> {
-    let word = |bytes: &[u8; 4]| i32::from_le_bytes(*bytes);
-    Ok(weight.read()?.as_chunks().0.iter().map(word).collect())
+    Ok(weight.read()?.as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect())
 }
 
 fn codes(weight: &Weight, packed: &PackedIntegers) -> Result<Codes> {

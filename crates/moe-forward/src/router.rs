@@ -7,7 +7,7 @@ use moe_math::routing::{self, Routing, RoutingRule};
 use moe_math::{Compute, RouterDtype};
 use moe_model::{Router, RouterPrecision};
 
-use crate::context::Context;
+use crate::context::{Context, tensor_label};
 use crate::dtypes::candle_dtype;
 use crate::loader::{Loader, to_f32};
 
@@ -63,8 +63,10 @@ impl LoadedRouter {
     /// # Errors
     /// Errors of the device.
     pub(crate) fn gates(&self, logits: &Tensor, routing: &Routing) -> CandleResult<Option<Tensor>> {
-        let gates = || routing::gates(logits, &self.rule, routing)?.flatten_all();
-        logits.track_op().then(gates).transpose()
+        if !logits.track_op() {
+            return Ok(None);
+        }
+        routing::gates(logits, &self.rule, routing)?.flatten_all().map(Some)
     }
 
     /// Returns the rule by which logits become a routing.
@@ -82,12 +84,13 @@ fn routing_rule(
     compute: &Compute,
     rounds_to: Option<DType>,
 ) -> Result<RoutingRule> {
-    let read = |bias| {
-        to_f32(bias, compute)?.to_vec1::<f32>().context(|| format!("the tensor {}", bias.name()))
+    let bias = match &router.bias {
+        Some(bias) => Some(to_f32(bias, compute)?.to_vec1().context(|| tensor_label(bias))?),
+        None => None,
     };
     Ok(RoutingRule {
         scoring: router.scoring,
-        bias: router.bias.as_ref().map(read).transpose()?,
+        bias,
         groups: router.groups,
         top_k: router.top_k,
         normalize: router.normalize,

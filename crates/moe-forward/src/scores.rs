@@ -76,12 +76,13 @@ fn mask(
     window: Option<usize>,
     like: &Tensor,
 ) -> CandleResult<Tensor> {
-    let visible = |i: usize, j: usize| j <= i && window.is_none_or(|w| j + w > i);
     let (rows, columns) = (queries.len(), keys.len());
-    let values: Vec<f32> = queries
-        .flat_map(|i| {
-            keys.clone().map(move |j| if visible(i, j) { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
+    let mut values = Vec::with_capacity(rows * columns);
+    for i in queries {
+        for j in keys.clone() {
+            let is_visible = j <= i && window.is_none_or(|w| j + w > i);
+            values.push(if is_visible { 0.0 } else { f32::NEG_INFINITY });
+        }
+    }
     Tensor::from_vec(values, (rows, columns), like.device())
 }

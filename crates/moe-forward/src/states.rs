@@ -83,17 +83,12 @@ impl States {
             StateStore::File(file) => return self.read(file, tokens),
             StateStore::Memory(blocks) => blocks,
         };
-        let overlap = |(range, block): (&Range<usize>, &Option<Tensor>)| {
+        let overlaps = self.blocks.iter().zip(blocks).filter_map(|(range, block)| {
             let (start, end) = (range.start.max(tokens.start), range.end.min(tokens.end));
             let block = block.as_ref().filter(|_| start < end)?;
             Some(block.narrow(0, start - range.start, end - start))
-        };
-        let parts = self
-            .blocks
-            .iter()
-            .zip(blocks)
-            .filter_map(overlap)
-            .collect::<candle_core::Result<Vec<_>>>();
+        });
+        let parts = overlaps.collect::<candle_core::Result<Vec<_>>>();
         parts.and_then(|parts| Tensor::cat(&parts, 0)).context(|| "hidden states".into())
     }
 

@@ -154,8 +154,11 @@ fn beginning(path: &Path, bytes: u64, end: u64) -> Result<String> {
 
 /// Returns a format and its date, each cut to the length that a note has room for.
 fn shown_date((format, date): (&String, &String)) -> String {
-    let shortened = |text: &str| text.chars().take(SHOWN_CHARACTERS).collect::<String>();
     format!("{:?} for {:?}", shortened(date), shortened(format))
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(SHOWN_CHARACTERS).collect()
 }
 
 /// Returns the hashes of those `texts` that the hash of the file doesn't identify. Where only parts

@@ -18,23 +18,13 @@ impl ForwardWork {
     pub fn of(model: &Model, tokens: usize, sequence: usize) -> Self {
         let sequence = sequence.clamp(1, tokens.max(1));
         let spans = tokens.div_ceil(sequence);
-        let layer = |layer: &Layer| {
-            let attention =
-                attention_flops(model, layer, tokens, (spans * sequence * sequence / 2) as f64);
-            let weights = match &layer.ffn {
-                Ffn::Dense(network) => elements(network),
-                Ffn::Moe(moe) => {
-                    let routed = moe.router.top_k * moe.experts.first().map_or(0, elements);
-                    let shared = moe.shared.as_ref().map_or(0, |shared| elements(&shared.expert));
-                    routed + shared + moe.router.weight.elements()
-                }
-            };
-            Self { attention, networks: Work::products(tokens, weights).flops }
-        };
-        model.layers.iter().map(layer).fold(Self::default(), |sum, layer| Self {
-            attention: sum.attention + layer.attention,
-            networks: sum.networks + layer.networks,
-        })
+        let pairs = (spans * sequence * sequence / 2) as f64;
+        let mut sum = Self::default();
+        for layer in &model.layers {
+            sum.attention += attention_flops(model, layer, tokens, pairs);
+            sum.networks += Work::products(tokens, active_weights(&layer.ffn)).flops;
+        }
+        sum
     }
 
     /// Returns the sum.
@@ -53,4 +43,16 @@ pub(crate) fn attention_flops(model: &Model, layer: &Layer, tokens: usize, pairs
     let projections: usize =
         layer.attention.linears().iter().map(|linear| linear.weight.elements()).sum();
     Work::products(tokens, projections).flops + 4.0 * pairs * (model.heads * model.head_dim) as f64
+}
+
+/// Counts the weights of `ffn` that one token uses.
+fn active_weights(ffn: &Ffn) -> usize {
+    match ffn {
+        Ffn::Dense(network) => elements(network),
+        Ffn::Moe(moe) => {
+            let routed = moe.router.top_k * moe.experts.first().map_or(0, elements);
+            let shared = moe.shared.as_ref().map_or(0, |shared| elements(&shared.expert));
+            routed + shared + moe.router.weight.elements()
+        }
+    }
 }

@@ -8,7 +8,7 @@ use moe_checkpoint::json::is_true;
 use serde_json::{Map, Value};
 
 use crate::family::{Caveat, CaveatWhen, Family};
-use crate::layer::{Expert, Ffn, LatentAttention, Layer, Moe};
+use crate::layer::{Expert, Ffn, LatentAttention, Layer, Linear, Moe};
 use crate::mtp_layer::MtpLayer;
 use crate::rope::Rope;
 use crate::weight::Weight;
@@ -93,7 +93,11 @@ impl Model {
     }
 
     fn applying_caveats(&self) -> impl Iterator<Item = &Caveat> {
-        let applies = |caveat: &&Caveat| match caveat.when {
+        self.family.caveats.iter().filter(|caveat| self.meets(caveat.when))
+    }
+
+    fn meets(&self, condition: CaveatWhen) -> bool {
+        match condition {
             CaveatWhen::SlidingWindow => self.layers.iter().any(|l| l.attention.window().is_some()),
             CaveatWhen::HeadDim => self.heads * self.head_dim != self.hidden,
             CaveatWhen::ScoreScale => self
@@ -102,8 +106,7 @@ impl Model {
                 .any(|l| l.attention.latent().is_some_and(LatentAttention::scales_scores)),
             CaveatWhen::IdleWindow => self.has_idle_window(),
             CaveatWhen::BiasedDense => self.has_biased_dense(),
-        };
-        self.family.caveats.iter().filter(applies)
+        }
     }
 
     /// Whether the config switches on a sliding window that no layer has.
@@ -115,12 +118,11 @@ impl Model {
 
     /// Whether dense blocks or shared experts have biases and routed experts have none.
     fn has_biased_dense(&self) -> bool {
-        let biased = |expert: &Expert| expert.gate.bias.is_some();
         let mut everyones = self.layers.iter().filter_map(|layer| match &layer.ffn {
             Ffn::Dense(expert) => Some(expert.as_ref()),
             Ffn::Moe(moe) => moe.shared.as_ref().map(|shared| &shared.expert),
         });
-        everyones.any(biased) && self.moes().any(|(_, moe)| !moe.experts.iter().any(biased))
+        everyones.any(is_biased) && self.moes().any(|(_, moe)| !moe.experts.iter().any(is_biased))
     }
 
     /// The mixtures of experts with the index of their layer.
@@ -180,21 +182,18 @@ pub struct Parameters {
 
 impl Parameters {
     fn add_layer(&mut self, layer: &Layer) {
-        let linear =
-            |l: &crate::Linear| l.weight.elements() + l.bias.as_ref().map_or(0, Weight::elements);
-        let expert = |e: &crate::Expert| e.linears().into_iter().map(linear).sum::<usize>();
-        self.attention += layer.attention.linears().into_iter().map(linear).sum::<usize>();
+        self.attention += elements(layer.attention.linears());
         self.attention += layer.attention.norms().into_iter().map(Weight::elements).sum::<usize>();
         self.other += layer.attention_norm.elements() + layer.ffn_norm.elements();
         match &layer.ffn {
-            Ffn::Dense(ffn) => self.dense_ffn += expert(ffn),
+            Ffn::Dense(ffn) => self.dense_ffn += elements(ffn.linears()),
             Ffn::Moe(moe) => {
-                let each = moe.experts.first().map_or(0, expert);
+                let each = moe.experts.first().map_or(0, |expert| elements(expert.linears()));
                 self.experts += each * moe.experts.len();
                 self.experts_active += each * moe.router.top_k;
                 self.routers += moe.router.weights().map(Weight::elements).sum::<usize>();
                 if let Some(shared) = &moe.shared {
-                    self.shared_experts += expert(&shared.expert);
+                    self.shared_experts += elements(shared.expert.linears());
                     self.routers += shared.gate.as_ref().map_or(0, Weight::elements);
                 }
             }
@@ -217,4 +216,12 @@ impl Parameters {
             + self.shared_experts
             + self.other
     }
+}
+
+fn is_biased(expert: &Expert) -> bool {
+    expert.gate.bias.is_some()
+}
+
+fn elements<'l>(linears: impl IntoIterator<Item = &'l Linear>) -> usize {
+    linears.into_iter().flat_map(Linear::weights).map(Weight::elements).sum()
 }

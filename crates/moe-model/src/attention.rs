@@ -50,15 +50,15 @@ fn read_grouped(
     let [qkv_bias, o_bias] = biases(&config)?;
     let q = shape.heads.heads * shape.heads.head_dim;
     let kv = shape.heads.kv_heads * shape.heads.head_dim;
-    let at = |name: &str| format!("{prefix}{name}");
+    let prefixed = |name: &str| format!("{prefix}{name}");
     // Rust evaluates fields in this order, so it decides which of several errors is reported.
     Ok(GroupedAttention {
         qk_norm: read_qk_norm(reader, prefix, shape.heads)?,
         clip: clip.as_deref().map(|key| config.optional_f64(key)).transpose()?.flatten(),
-        q: reader.linear(&at(names::Q), qkv_bias, [q, shape.hidden])?,
-        k: reader.linear(&at(names::K), qkv_bias, [kv, shape.hidden])?,
-        v: reader.linear(&at(names::V), qkv_bias, [kv, shape.hidden])?,
-        o: reader.linear(&at(names::O), o_bias, [shape.hidden, q])?,
+        q: reader.linear(&prefixed(names::Q), qkv_bias, [q, shape.hidden])?,
+        k: reader.linear(&prefixed(names::K), qkv_bias, [kv, shape.hidden])?,
+        v: reader.linear(&prefixed(names::V), qkv_bias, [kv, shape.hidden])?,
+        o: reader.linear(&prefixed(names::O), o_bias, [shape.hidden, q])?,
         window,
     })
 }
@@ -131,15 +131,19 @@ fn read_latent(
     let [a_bias, o_bias] = biases(&reader.config)?;
     let LatentWidths { nope, rope, value, rank, q_rank } = LatentWidths::read(reader.config, rule)?;
     let (heads, hidden) = (shape.heads.heads, shape.hidden);
-    let at = |name: &str| format!("{prefix}{name}");
+    let prefixed = |name: &str| format!("{prefix}{name}");
     let q_name = if q_rank.is_some() { names::Q_B } else { names::Q };
     Ok(LatentAttention {
         q_latent: read_query_latent(reader, prefix, hidden, q_rank)?,
-        q: reader.linear(&at(q_name), false, [heads * (nope + rope), q_rank.unwrap_or(hidden)])?,
-        kv_a: reader.linear(&at(names::KV_A), a_bias, [rank + rope, hidden])?,
-        kv_a_norm: reader.take(at(names::KV_A_NORM), &[rank])?,
-        kv_b: reader.linear(&at(names::KV_B), false, [heads * (nope + value), rank])?,
-        o: reader.linear(&at(names::O), o_bias, [hidden, heads * value])?,
+        q: reader.linear(
+            &prefixed(q_name),
+            false,
+            [heads * (nope + rope), q_rank.unwrap_or(hidden)],
+        )?,
+        kv_a: reader.linear(&prefixed(names::KV_A), a_bias, [rank + rope, hidden])?,
+        kv_a_norm: reader.take(prefixed(names::KV_A_NORM), &[rank])?,
+        kv_b: reader.linear(&prefixed(names::KV_B), false, [heads * (nope + value), rank])?,
+        o: reader.linear(&prefixed(names::O), o_bias, [hidden, heads * value])?,
         nope,
         rope,
         value,
@@ -289,17 +293,17 @@ fn name_grouped(namer: &mut Namer<'_>, prefix: &str, attention: &GroupedAttentio
 }
 
 fn name_latent(namer: &mut Namer<'_>, prefix: &str, attention: &LatentAttention) {
-    let at = |name: &str| format!("{prefix}{name}");
+    let prefixed = |name: &str| format!("{prefix}{name}");
     match &attention.q_latent {
-        None => namer.linear(at(names::Q), &attention.q),
+        None => namer.linear(prefixed(names::Q), &attention.q),
         Some(latent) => {
-            namer.linear(at(names::Q_A), &latent.projection);
-            namer.push(at(names::Q_A_NORM), &latent.norm);
-            namer.linear(at(names::Q_B), &attention.q);
+            namer.linear(prefixed(names::Q_A), &latent.projection);
+            namer.push(prefixed(names::Q_A_NORM), &latent.norm);
+            namer.linear(prefixed(names::Q_B), &attention.q);
         }
     }
-    namer.linear(at(names::KV_A), &attention.kv_a);
-    namer.push(at(names::KV_A_NORM), &attention.kv_a_norm);
-    namer.linear(at(names::KV_B), &attention.kv_b);
-    namer.linear(at(names::O), &attention.o);
+    namer.linear(prefixed(names::KV_A), &attention.kv_a);
+    namer.push(prefixed(names::KV_A_NORM), &attention.kv_a_norm);
+    namer.linear(prefixed(names::KV_B), &attention.kv_b);
+    namer.linear(prefixed(names::O), &attention.o);
 }

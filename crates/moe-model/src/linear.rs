@@ -24,11 +24,11 @@ impl TensorReader<'_> {
         width: usize,
         hidden: usize,
     ) -> Result<Expert> {
-        let at = |name: &str| format!("{prefix}{name}");
+        let prefixed = |name: &str| format!("{prefix}{name}");
         Ok(Expert {
-            gate: self.linear(&at(&names.gate), bias, [width, hidden])?,
-            up: self.linear(&at(&names.up), bias, [width, hidden])?,
-            down: self.linear(&at(&names.down), bias, [hidden, width])?,
+            gate: self.linear(&prefixed(&names.gate), bias, [width, hidden])?,
+            up: self.linear(&prefixed(&names.up), bias, [width, hidden])?,
+            down: self.linear(&prefixed(&names.down), bias, [hidden, width])?,
         })
     }
 }

@@ -24,45 +24,52 @@ pub(crate) fn read(
 ) -> Result<Vec<MtpLayer>> {
     let Some(rule) = &reader.config.family.mtp else { return Ok(Vec::new()) };
     let count = reader.config.optional_usize(&rule.count)?.unwrap_or(0);
-    let exists = |index: usize| {
-        let prefix = format!("{}{index}.", names::LAYERS);
-        reader
-            .tensors
-            .range(prefix.clone()..)
-            .next()
-            .is_some_and(|(name, _)| name.starts_with(&prefix))
-    };
     // Each of these layers has tensors, so a larger count is nonsense.
-    if count > reader.tensors.len() || !(layers..layers + count).any(exists) {
+    if count > reader.tensors.len()
+        || !(layers..layers + count).any(|index| has_tensors(reader, index))
+    {
         return Ok(Vec::new());
     }
     (layers..layers + count).map(|index| read_layer(reader, index, shape)).collect()
 }
 
+/// Whether the checkpoint has tensors of layer `index`.
+fn has_tensors(reader: &TensorReader<'_>, index: usize) -> bool {
+    let prefix = tensor_name(index, "");
+    let first = reader.tensors.range(prefix.clone()..).next();
+    first.is_some_and(|(name, _)| name.starts_with(&prefix))
+}
+
+fn tensor_name(index: usize, name: &str) -> String {
+    format!("{}{index}.{name}", names::LAYERS)
+}
+
 fn read_layer(reader: &mut TensorReader<'_>, index: usize, shape: &ModelShape) -> Result<MtpLayer> {
-    let at = |name: &str| format!("{}{index}.{name}", names::LAYERS);
     let (hidden, table) = (shape.hidden, [shape.vocab, shape.hidden]);
     Ok(MtpLayer {
-        embed_norm: reader.take(at(own::EMBED_NORM), &[hidden])?,
-        hidden_norm: reader.take(at(own::HIDDEN_NORM), &[hidden])?,
-        projection: reader.linear(&at(own::PROJECTION), false, [hidden, 2 * hidden])?,
+        embed_norm: reader.take(tensor_name(index, own::EMBED_NORM), &[hidden])?,
+        hidden_norm: reader.take(tensor_name(index, own::HIDDEN_NORM), &[hidden])?,
+        projection: reader.linear(
+            &tensor_name(index, own::PROJECTION),
+            false,
+            [hidden, 2 * hidden],
+        )?,
         layer: decoder_layer::read(reader, index, shape, None)?,
-        final_norm: reader.take(at(own::FINAL_NORM), &[hidden])?,
-        embed: reader.take_if_there(&at(own::EMBED), &table)?,
-        head: reader.take_if_there(&at(own::HEAD), &table)?,
+        final_norm: reader.take(tensor_name(index, own::FINAL_NORM), &[hidden])?,
+        embed: reader.take_if_there(&tensor_name(index, own::EMBED), &table)?,
+        head: reader.take_if_there(&tensor_name(index, own::HEAD), &table)?,
     })
 }
 
 pub(crate) fn name(namer: &mut Namer<'_>, index: usize, mtp: &MtpLayer) -> Result<()> {
-    let at = |name: &str| format!("{}{index}.{name}", names::LAYERS);
-    namer.push(at(own::EMBED_NORM), &mtp.embed_norm);
-    namer.push(at(own::HIDDEN_NORM), &mtp.hidden_norm);
-    namer.linear(at(own::PROJECTION), &mtp.projection);
+    namer.push(tensor_name(index, own::EMBED_NORM), &mtp.embed_norm);
+    namer.push(tensor_name(index, own::HIDDEN_NORM), &mtp.hidden_norm);
+    namer.linear(tensor_name(index, own::PROJECTION), &mtp.projection);
     decoder_layer::name(namer, index, &mtp.layer)?;
-    namer.push(at(own::FINAL_NORM), &mtp.final_norm);
+    namer.push(tensor_name(index, own::FINAL_NORM), &mtp.final_norm);
     for (name, weight) in [(own::EMBED, &mtp.embed), (own::HEAD, &mtp.head)] {
         if let Some(weight) = weight {
-            namer.push(at(name), weight);
+            namer.push(tensor_name(index, name), weight);
         }
     }
     Ok(())

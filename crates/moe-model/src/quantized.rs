@@ -62,13 +62,14 @@ pub(crate) fn parts(
 
 fn packed_parts(name: &str, weight: &Weight, packed: &PackedIntegers) -> Vec<(String, Weight)> {
     let names = names(packed.packing);
-    let at = |suffix: &str| format!("{}{suffix}", module(name));
+    let module = module(name);
     let mut parts = vec![
-        (at(names.words), weight.codes()),
-        (at(names.scale), packed.scale.clone()),
-        (at(names.shape_or_groups), packed.shape_or_groups.clone()),
+        (format!("{module}{}", names.words), weight.codes()),
+        (format!("{module}{}", names.scale), packed.scale.clone()),
+        (format!("{module}{}", names.shape_or_groups), packed.shape_or_groups.clone()),
     ];
-    parts.extend(packed.zero.iter().map(|zero| (at(names.zero), zero.clone())));
+    let zero = packed.zero.iter();
+    parts.extend(zero.map(|zero| (format!("{module}{}", names.zero), zero.clone())));
     parts
 }
 
@@ -139,21 +140,25 @@ impl TensorReader<'_> {
         shape: [usize; 2],
     ) -> Result<Weight> {
         let (names, [rows, columns]) = (names(packing), shape);
-        let at = |suffix: &str| format!("{}{suffix}", module(name));
+        let of_module = |suffix: &str| format!("{}{suffix}", module(name));
         if packing == Packing::Columns && !integers.fills_words(columns) {
             let said = format!("{columns} columns in whole words, {integers}");
             return Err(self.contradiction(name, &said));
         }
         let groups = integers.groups(columns);
-        let words =
-            self.take_integers(at(names.words), Dtype::I32, &packing.words(integers, shape))?;
-        let scale = self.take(at(names.scale), &packing.scales(rows, groups))?;
+        let words = self.take_integers(
+            of_module(names.words),
+            Dtype::I32,
+            &packing.words(integers, shape),
+        )?;
+        let scale = self.take(of_module(names.scale), &packing.scales(rows, groups))?;
         let zeros = packing.has_zeros(integers).then(|| packing.zeros(integers, rows, groups));
         let zero = zeros
-            .map(|shape| self.take_integers(at(names.zero), Dtype::I32, &shape))
+            .map(|shape| self.take_integers(of_module(names.zero), Dtype::I32, &shape))
             .transpose()?;
-        let shape_or_groups = self.shape_or_groups(at(names.shape_or_groups), packing, columns)?;
-        self.refuse_order(&at(".weight_g_idx"))?;
+        let shape_or_groups =
+            self.shape_or_groups(of_module(names.shape_or_groups), packing, columns)?;
+        self.refuse_order(&of_module(".weight_g_idx"))?;
         Ok(words.packed(shape, PackedIntegers { packing, integers, scale, zero, shape_or_groups }))
     }
 

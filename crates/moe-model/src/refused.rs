@@ -5,7 +5,6 @@ use serde_json::{Map, Value};
 
 use crate::assembly::Model;
 use crate::base_config::{self, ATTRIBUTE_MAP_KEY};
-use crate::family::MoeRule;
 use crate::rope;
 
 /// Names of the torch dtypes in which transformers can load a model.
@@ -65,8 +64,9 @@ impl Model {
 
     fn refused_dtype(&self) -> Option<String> {
         // The older key is read only if the newer one is missing.
-        let is_there = |key: &&str| self.config.get(*key).is_some_and(|value| !value.is_null());
-        let key = DTYPE_KEYS.into_iter().find(is_there)?;
+        let key = DTYPE_KEYS
+            .into_iter()
+            .find(|key| self.config.get(*key).is_some_and(|value| !value.is_null()))?;
         (!is_dtype(&self.config[key])).then(|| {
             format!(
                 "config.json says {key} {}, which is not a type that transformers loads: it has float32, float16 and \
@@ -135,8 +135,9 @@ impl Model {
 
     /// Finds keys that are null although transformers computes with their values.
     fn refused_nulls(&self) -> impl Iterator<Item = String> {
-        let is_null = |key: &&String| self.config.get(*key).is_some_and(Value::is_null);
-        self.family.never_null.iter().filter(is_null).map(|key| {
+        let never_null = self.family.never_null.iter();
+        let null = never_null.filter(|key| self.config.get(*key).is_some_and(Value::is_null));
+        null.map(|key| {
             format!("config.json says {key} null, where transformers computes with a number")
         })
     }
@@ -171,13 +172,16 @@ impl Model {
     /// number of experts under another key.
     fn needs_attribute_map(&self) -> bool {
         let Some((_, moe)) = self.moes().next() else { return false };
-        let counts = |key: &String| self.config.get(key).or_else(|| self.family.defaults.get(key));
-        let is_found = |key: &String| is_count(counts(key), moe.experts.len());
-        let finds_all = |rule: &MoeRule| {
-            rule.without_map.as_ref().is_some_and(|keys| keys.iter().all(is_found))
-        };
+        let without_map = self.family.moe.as_ref().and_then(|rule| rule.without_map.as_ref());
         self.config.contains_key(ATTRIBUTE_MAP_KEY)
-            && !self.family.moe.as_ref().is_some_and(finds_all)
+            && !without_map.is_some_and(|keys| {
+                keys.iter().all(|key| is_count(self.meant_value(key), moe.experts.len()))
+            })
+    }
+
+    /// The value of `key`, or its default in the family.
+    fn meant_value(&self, key: &str) -> Option<&Value> {
+        self.config.get(key).or_else(|| self.family.defaults.get(key))
     }
 
     /// Whether `head_dim` is null in a family whose config class doesn't declare the key, and so

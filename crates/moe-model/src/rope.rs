@@ -110,6 +110,17 @@ pub(crate) struct RopeShape {
     pub interleaved: bool,
 }
 
+/// The object under `key`; None if it is empty.
+fn object<'a>(config: Config<'a>, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+    match config.raw.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
+        // As in transformers 5, values that are false in Python count as missing.
+        Some(value) if key == SCALING && !is_true(value) => Ok(None),
+        Some(_) => Err(config.error(key, "is not an object")),
+    }
+}
+
 /// The rotary keys of a config, under their old or new names.
 struct Keys<'a> {
     config: Config<'a>,
@@ -118,15 +129,8 @@ struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     fn of(config: Config<'a>) -> Result<Self> {
-        let object = |key: &str| match config.raw.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(map).filter(|m| !m.is_empty())),
-            // As in transformers 5, values that are false in Python count as missing.
-            Some(value) if key == SCALING && !is_true(value) => Ok(None),
-            Some(_) => Err(config.error(key, "is not an object")),
-        };
         // As in transformers, the older key takes precedence.
-        let parameters = object(SCALING)?.or(object(PARAMETERS)?);
+        let parameters = object(config, SCALING)?.or(object(config, PARAMETERS)?);
         Ok(Self { config, parameters })
     }
 
@@ -190,8 +194,7 @@ impl Rope {
     /// Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
     pub(crate) fn decode(config: Config<'_>, shape: RopeShape) -> Result<Self> {
         let keys = Keys::of(config)?;
-        let nested = |v: &Value| v.is_object();
-        if keys.parameters.is_some_and(|p| p.values().any(nested)) {
+        if keys.parameters.is_some_and(|p| p.values().any(Value::is_object)) {
             return Err(unsupported(&config, "rotary parameters that differ between layers"));
         }
         let dims = rotated(&keys, shape)?;
@@ -256,9 +259,9 @@ impl Rope {
     /// Returns the fraction of `width` that is rotated. The value that the config has, `said`, is
     /// kept if it is right.
     fn partial_factor(&self, width: usize, said: Option<&Value>) -> f64 {
-        let is_right = |factor: &f64| (width as f64 * factor) as usize == self.dims;
-        let said = said.and_then(Value::as_f64).filter(is_right);
-        said.unwrap_or(self.dims as f64 / width as f64)
+        let said = said.and_then(Value::as_f64);
+        said.filter(|factor| (width as f64 * factor) as usize == self.dims)
+            .unwrap_or(self.dims as f64 / width as f64)
     }
 
     /// Writes `parameters` under old and new keys.
@@ -349,14 +352,13 @@ pub(crate) fn refused(config: &Map<String, Value>) -> Vec<String> {
     let mut places = [SCALING, PARAMETERS].into_iter();
     let found = places.find_map(|place| Some((place, filled(config, place)?)));
     let Some((place, keys)) = found else { return Vec::new() };
-    let is_null = |key: &str| keys.get(key).is_some_and(Value::is_null);
     let mut refused = Vec::new();
-    for key in
-        ["rope_theta", "original_max_position_embeddings"].into_iter().filter(|key| is_null(key))
-    {
-        refused.push(format!(
-            "config.json says {place}.{key} null, where transformers 5 wants a number"
-        ));
+    for key in ["rope_theta", "original_max_position_embeddings"] {
+        if keys.get(key).is_some_and(Value::is_null) {
+            refused.push(format!(
+                "config.json says {place}.{key} null, where transformers 5 wants a number"
+            ));
+        }
     }
     let kind = keys.get("rope_type").or(keys.get("type")).and_then(Value::as_str);
     if kind == Some("yarn") && !keys.contains_key("factor") {

@@ -145,8 +145,7 @@ impl Strict {
     pub(crate) fn mend(&self, config: &mut Map<String, Value>, defaults: &Map<String, Value>) {
         *config = self.meant(config);
         for (key, kinds) in self.rules() {
-            let is_wrong = |value: &Value| value.is_null() && !kinds.contains(&JsonType::Null);
-            if !config.get(key).is_some_and(is_wrong) {
+            if kinds.contains(&JsonType::Null) || !config.get(key).is_some_and(Value::is_null) {
                 continue;
             }
             // Loaders used the default instead.

@@ -53,12 +53,12 @@ impl WindowRule {
             }
             _ => layers,
         };
-        let slides = |layer: usize| match self {
+        let slides = (0..layers).map(|layer| match self {
             WindowRule::LateLayers => layer >= last,
             WindowRule::AlternateLayers => layer < last && layer.is_multiple_of(2),
             _ => true,
-        };
-        Ok((0..layers).map(slides).collect())
+        });
+        Ok(slides.collect())
     }
 
     /// Says what transformers 5.23 refuses of the keys of windows although it has only one meaning;

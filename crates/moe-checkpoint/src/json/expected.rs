@@ -178,9 +178,6 @@ fn found_in_words(found: &str) -> String {
 
 /// What serde calls the type that it `wanted`, in plain words.
 fn wanted_in_words(wanted: &str) -> String {
-    let is_named = |start: &str| {
-        wanted.strip_prefix(start).is_some_and(|name| name.starts_with(char::is_uppercase))
-    };
     if let Some(count) = wanted.strip_prefix("an array of length ") {
         return format!("a list of {count}");
     }
@@ -193,12 +190,17 @@ fn wanted_in_words(wanted: &str) -> String {
         "a map" => "an object".to_owned(),
         "variant identifier" => "a word".to_owned(),
         _ if wanted.starts_with("a tuple of size ") => wanted.replace("tuple of size", "list of"),
-        _ if wanted.contains("internally tagged enum ") || is_named("struct ") => {
+        _ if wanted.contains("internally tagged enum ") || names_type(wanted, "struct ") => {
             "an object".to_owned()
         }
-        _ if is_named("enum ") => "a word".to_owned(),
+        _ if names_type(wanted, "enum ") => "a word".to_owned(),
         _ => wanted.to_owned(),
     }
+}
+
+/// Whether `wanted` is `keyword` and the name of a type.
+fn names_type(wanted: &str, keyword: &str) -> bool {
+    wanted.strip_prefix(keyword).is_some_and(|name| name.starts_with(char::is_uppercase))
 }
 
 #[cfg(test)]

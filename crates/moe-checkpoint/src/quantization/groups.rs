@@ -14,28 +14,20 @@ impl CompressedTensors {
     /// vLLM, SGLang and compressed-tensors look for a module's name before its class. For whole
     /// layers, engines can also look under their own names.
     pub(super) fn regrouped(&self, modules: &[(String, Scheme)]) -> Self {
-        let mut schemes: Vec<(Scheme, usize)> = Vec::new();
-        for (_, scheme) in modules {
-            match schemes.iter_mut().find(|(known, _)| known == scheme) {
-                Some((_, count)) => *count += 1,
-                None => schemes.push((*scheme, 1)),
-            }
-        }
-        // The sort is stable: the first of equals stays first.
-        schemes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let places = TargetPlaces::of(modules);
-        let targets = |index: usize, scheme: Scheme| match index {
-            0 => vec![Target::Class("Linear".to_owned())],
-            _ => places.targets(scheme),
-        };
-        let group = |(index, (scheme, _)): (usize, (Scheme, usize))| {
+        let mut groups = Vec::new();
+        for scheme in by_frequency(modules) {
             let known = self.groups.iter().find(|group| group.scheme == scheme).cloned();
-            SchemeGroup {
-                targets: targets(index, scheme),
+            let targets = if groups.is_empty() {
+                vec![Target::Class("Linear".to_owned())]
+            } else {
+                places.targets(scheme)
+            };
+            groups.push(SchemeGroup {
+                targets,
                 ..known.unwrap_or_else(|| SchemeGroup::linear(scheme))
-            }
-        };
-        let groups = schemes.into_iter().enumerate().map(group).collect();
+            });
+        }
         Self { groups, ignore: self.ignore.clone() }
     }
 }
@@ -64,17 +56,19 @@ impl<'m> TargetPlaces<'m> {
 
     /// Targets for the modules of one scheme.
     fn targets(&self, scheme: Scheme) -> Vec<Target> {
-        let has = |index: &usize| self.modules[*index].1 == scheme;
         // Groups layers by which of their kinds have the scheme; an empty list stands for all
         // kinds.
         let mut alike: BTreeMap<Vec<&str>, Vec<usize>> = BTreeMap::new();
-        let mut single: Vec<usize> = self.others.iter().copied().filter(has).collect();
+        let mut single: Vec<usize> = self.with_scheme(&self.others, scheme).collect();
         for (layer, kinds) in &self.layers {
-            let whole = |members: &BTreeSet<usize>| members.iter().all(has);
-            let named: Vec<&str> =
-                kinds.iter().filter(|(_, members)| whole(members)).map(|(last, _)| *last).collect();
-            let rest = kinds.values().filter(|members| !whole(members)).flatten();
-            single.extend(rest.copied().filter(has));
+            let mut named: Vec<&str> = Vec::new();
+            for (last, members) in kinds {
+                if self.with_scheme(members, scheme).count() == members.len() {
+                    named.push(last);
+                } else {
+                    single.extend(self.with_scheme(members, scheme));
+                }
+            }
             match named.len() {
                 0 => {}
                 all if all == kinds.len() => alike.entry(Vec::new()).or_default().push(*layer),
@@ -86,6 +80,14 @@ impl<'m> TargetPlaces<'m> {
             .chain(single.into_iter().map(|index| Target::Name(self.modules[index].0.clone())))
             .collect()
     }
+
+    fn with_scheme<'i>(
+        &self,
+        indices: impl IntoIterator<Item = &'i usize>,
+        scheme: Scheme,
+    ) -> impl Iterator<Item = usize> {
+        indices.into_iter().copied().filter(move |index| self.modules[*index].1 == scheme)
+    }
 }
 
 /// The layer of the module `name`, such as `model.layers.3.mlp.experts.0.up_proj`, and the last
@@ -96,18 +98,36 @@ fn place(name: &str) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, name.rsplit_once('.')?.1))
 }
 
+/// The schemes of `modules`, the most frequent first.
+fn by_frequency(modules: &[(String, Scheme)]) -> Vec<Scheme> {
+    let mut schemes: Vec<(Scheme, usize)> = Vec::new();
+    for (_, scheme) in modules {
+        match schemes.iter_mut().find(|(known, _)| known == scheme) {
+            Some((_, count)) => *count += 1,
+            None => schemes.push((*scheme, 1)),
+        }
+    }
+    // The sort is stable: the first of equals stays first.
+    schemes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    schemes.into_iter().map(|(scheme, _)| scheme).collect()
+}
+
 /// A pattern for all modules of `layers`, or for those whose names end in one of `named`.
 fn pattern(layers: &[usize], named: &[&str]) -> Target {
-    let one_of = |words: Vec<String>| match words.as_slice() {
-        [one] => one.clone(),
-        several => format!("({})", several.join("|")),
-    };
-    let mut text =
-        format!("re:.*layers\\.{}\\.", one_of(layers.iter().map(usize::to_string).collect()));
+    let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    let mut text = format!("re:.*layers\\.{}\\.", alternatives(&layers));
     if !named.is_empty() {
-        text += &format!(".*\\.{}$", one_of(named.iter().map(|last| escaped(last)).collect()));
+        let named: Vec<String> = named.iter().map(|last| escaped(last)).collect();
+        text += &format!(".*\\.{}$", alternatives(&named));
     }
     Target::parse(&text).expect("layers' numbers and escaped names make a pattern")
+}
+
+fn alternatives(words: &[String]) -> String {
+    match words {
+        [one] => one.clone(),
+        several => format!("({})", several.join("|")),
+    }
 }
 
 #[cfg(test)]

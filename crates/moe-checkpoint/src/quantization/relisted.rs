@@ -191,8 +191,10 @@ fn is_covered(listed: &[Value], module: &str) -> bool {
 
 /// Whether fp8's entry `name` keeps `module` as it is, by the beginning or the end of its name.
 fn covers(name: &str, module: &str) -> bool {
-    let boundary = |rest: &str| rest.is_empty() || rest.starts_with('.') || name.ends_with('.');
-    module.strip_prefix(name).is_some_and(boundary) || module.ends_with(name)
+    let begins_with_it = module
+        .strip_prefix(name)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || name.ends_with('.'));
+    begins_with_it || module.ends_with(name)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -42,10 +43,9 @@ pub(super) fn check(target: &Path) -> Result<()> {
 /// [`Kind::Usage`] if it isn't complete.
 pub(super) fn check_whole(dir: &Path, watch: HashProgress<'_>) -> Result<()> {
     let whole = Earlier::open(dir)?.is_some_and(|found| {
-        let is_as_listed = |(name, hash): (&String, &String)| {
+        found.listed.files.par_iter().all(|(name, hash)| {
             sha256_watched(&dir.join(name), watch).is_ok_and(|found| found == *hash)
-        };
-        found.listed.files.par_iter().all(is_as_listed)
+        })
     });
     if whole {
         return Ok(());
@@ -74,8 +74,9 @@ impl EarlierResult {
     /// # Errors
     /// As for [`check`].
     pub fn look(target: &Path, watch: HashProgress<'_>) -> Result<Self> {
-        let fail = |e| Error::io("cannot look at the output", target, e);
-        let found = target.symlink_metadata().map_err(fail)?;
+        let found = target
+            .symlink_metadata()
+            .map_err(|e| Error::io("cannot look at the output", target, e))?;
         let (dir, modified) = (Version::of(&found), found.modified().ok());
         let (listed, files) = match Earlier::open(target)? {
             Some(earlier) => {
@@ -145,13 +146,14 @@ impl<'a> Earlier<'a> {
     /// A file in the folder `below` that isn't part of the result; None if there is none.
     fn foreign(&self, below: &Path) -> Result<Option<PathBuf>> {
         let dir = self.target.join(below);
-        let fail = |e| Error::io("cannot look through this earlier result", &dir, e);
-        let mut entries =
-            fs::read_dir(&dir).map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?;
+        let mut entries = fs::read_dir(&dir)
+            .and_then(|entries| entries.collect::<io::Result<Vec<_>>>())
+            .map_err(|e| cannot_look_through(&dir, e))?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let name = below.join(entry.file_name());
-            let found = self.foreign_at(name, &entry.metadata().map_err(fail)?)?;
+            let metadata = entry.metadata().map_err(|e| cannot_look_through(&dir, e))?;
+            let found = self.foreign_at(name, &metadata)?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -263,6 +265,10 @@ fn unsound_manifest(target: &Path, what: &str) -> Error {
     Error::new(Kind::Usage, format!("the output exists, and {what}"))
         .file(target.join(MANIFEST_FILE))
         .remedy("remove the output yourself, or choose another name")
+}
+
+fn cannot_look_through(dir: &Path, source: io::Error) -> Error {
+    Error::io("cannot look through this earlier result", dir, source)
 }
 
 /// The error if the file `path` would be lost; `why` says why it should be kept.

@@ -168,6 +168,10 @@ fn holds_a_model(folder: &Path) -> bool {
     ["model_type", "architectures"].iter().any(|key| config.contains_key(*key))
 }
 
+fn cannot_write(path: &Path, source: io::Error) -> Error {
+    Error::io("cannot write this file", path, source)
+}
+
 /// Whether `path` ends in `/` or `/.`, which [`Path`] ignores and a rename doesn't.
 fn names_a_directory(path: &Path) -> bool {
     let path = path.as_os_str().as_bytes();
@@ -224,7 +228,7 @@ impl StagedFile {
         let created = Self { path: path.to_owned(), staging: Some(staging), replaced: found, file };
         drop(unfinished);
         let emptied = created.empty(rights);
-        emptied.map_err(|e| Error::io("cannot write this file", path, e))?;
+        emptied.map_err(|e| cannot_write(path, e))?;
         Ok(created)
     }
 
@@ -245,7 +249,7 @@ impl StagedFile {
             Some(_) => filled.and_then(|()| self.file.sync_all()),
             None => unless_closed(filled),
         };
-        flushed.map_err(|e| Error::io("cannot write this file", &self.path, e))
+        flushed.map_err(|e| cannot_write(&self.path, e))
     }
 
     /// Calls `fill` to write the file, flushes it, and gives it its final name. Returns what is

@@ -292,10 +292,9 @@ impl OutputDir {
     /// # Errors
     /// [`Kind::Mismatch`] in that case; [`Kind::Stopped`] if the program is ending.
     fn check_staging(&self) -> Result<()> {
-        let id = |found: fs::Metadata| FileId::of(&found);
-        let own = self.staging.file().metadata().map(id);
-        let now = self.path().symlink_metadata().map(id);
-        if own.is_ok_and(|own| now.is_ok_and(|now| now == own)) {
+        let own = self.staging.file().metadata();
+        let now = self.path().symlink_metadata();
+        if own.is_ok_and(|own| now.is_ok_and(|now| FileId::of(&now) == FileId::of(&own))) {
             return Ok(());
         }
         // A signal may have removed it.

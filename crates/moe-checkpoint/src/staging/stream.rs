@@ -14,11 +14,11 @@ use crate::error::{Error, Kind, Result};
 
 /// Whether `path` is this process's standard output or error, a pipe, or a character device.
 pub fn is_stream(path: &Path) -> bool {
-    let is_special = || {
-        path.metadata()
-            .is_ok_and(|found| found.file_type().is_fifo() || found.file_type().is_char_device())
-    };
-    descriptor(path).is_some() || is_special()
+    descriptor(path).is_some()
+        || path
+            .metadata()
+            .map(|found| found.file_type())
+            .is_ok_and(|kind| kind.is_fifo() || kind.is_char_device())
 }
 
 /// A stream that this process already has open.

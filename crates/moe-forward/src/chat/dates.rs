@@ -25,11 +25,12 @@ impl Clock {
     /// Returns the present in local time, as in transformers. Reproducible builds set it by
     /// `SOURCE_DATE_EPOCH`.
     pub(crate) fn now(self) -> NaiveDateTime {
-        let of_build = || {
-            let seconds = std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()?;
-            Self::at(seconds)?.0
-        };
-        self.0.or_else(of_build).unwrap_or_else(|| Local::now().naive_local())
+        self.0.or_else(Self::build_date).unwrap_or_else(|| Local::now().naive_local())
+    }
+
+    fn build_date() -> Option<NaiveDateTime> {
+        let seconds = std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()?;
+        Self::at(seconds)?.0
     }
 }
 
@@ -60,13 +61,17 @@ impl Present {
         if self.written.len() >= MAX_FORMATS {
             return Err(format!("dates in more than {MAX_FORMATS} formats are not supported"));
         }
-        let unsupported = || format!("the time format {format:?} is not supported");
-        let mut text = String::new();
-        let translated = translated(format).ok_or_else(unsupported)?;
-        write!(text, "{}", self.now.format(&translated)).map_err(|_| unsupported())?;
+        let text = formatted(self.now, format)
+            .ok_or_else(|| format!("the time format {format:?} is not supported"))?;
         self.written.insert(format.to_owned(), text.clone());
         Ok(text)
     }
+}
+
+fn formatted(time: NaiveDateTime, format: &str) -> Option<String> {
+    let mut text = String::new();
+    write!(text, "{}", time.format(&translated(format)?)).ok()?;
+    Some(text)
 }
 
 /// Converts a format of Python's `strftime` to one of chrono; None if it has an element that only

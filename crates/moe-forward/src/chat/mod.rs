@@ -6,6 +6,7 @@ mod golden;
 mod jinja;
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -124,10 +125,12 @@ impl ChatTemplate {
     }
 
     fn choose(&self, has_tools: bool) -> Result<&TemplateSource> {
-        let named = |name: &str| self.templates.iter().find(|template| template.name == name);
         let found = match &self.templates[..] {
             [only] if !self.are_named => Some(only),
-            _ => named("tool_use").filter(|_| has_tools).or_else(|| named("default")),
+            _ => {
+                let for_tools = self.named("tool_use").filter(|_| has_tools);
+                for_tools.or_else(|| self.named("default"))
+            }
         };
         found.ok_or_else(|| {
             let names: Vec<_> =
@@ -137,6 +140,10 @@ impl ChatTemplate {
                 .file(&self.templates[0].file)
                 .remedy("name one of them \"default\", or give \"text\" instead of \"messages\"")
         })
+    }
+
+    fn named(&self, name: &str) -> Option<&TemplateSource> {
+        self.templates.iter().find(|template| template.name == name)
     }
 }
 
@@ -148,19 +155,19 @@ pub(crate) fn template_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut further = Vec::new();
     let folder = model_dir.join(FURTHER_TEMPLATES);
     if folder.is_dir() {
-        let fail = |e| Error::io("cannot list the chat templates", &folder, e);
-        for entry in std::fs::read_dir(&folder).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            if path.extension().is_some_and(|extension| extension == "jinja") {
-                further.push(path);
-            }
-        }
+        further =
+            files(&folder).map_err(|e| Error::io("cannot list the chat templates", &folder, e))?;
+        further.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
         further.sort();
     }
     let main = model_dir.join(TEMPLATE_FILE);
     // A dangling link is an error, not a missing file.
     let main = main.symlink_metadata().is_ok().then_some(main);
     Ok(main.into_iter().chain(further).collect())
+}
+
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// Returns the templates under `chat_template` of `tokenizer_config.json`, `file`, and whether they

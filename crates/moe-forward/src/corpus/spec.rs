@@ -76,8 +76,11 @@ impl FromStr for DataSpec {
                 .remedy("give path, label=path or label=path@weight with a positive weight"));
         }
         let path = PathBuf::from(path);
-        let stem = || path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { label: label.map_or_else(stem, str::to_owned), path, weight })
+        let label = match label {
+            Some(label) => label.to_owned(),
+            None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        };
+        Ok(Self { label, path, weight })
     }
 }
 

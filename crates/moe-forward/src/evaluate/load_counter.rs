@@ -6,7 +6,7 @@ use moe_math::load::Load;
 use moe_math::routing::Routing;
 
 use super::report::LayerLoad;
-use crate::corpus::{Corpus, Domain};
+use crate::corpus::Corpus;
 use crate::observer::Observer;
 
 /// Counts tokens per layer, domain and expert, and passes events on.
@@ -21,22 +21,15 @@ pub(super) struct LoadCounter<'a> {
 
 impl<'a> LoadCounter<'a> {
     pub fn new(corpus: &Corpus, next: &'a mut dyn Observer) -> Self {
-        let tokens = |d: &Domain| d.sequences.iter().map(Vec::len).sum();
-        let domain_of = corpus
-            .domains
-            .iter()
-            .enumerate()
-            .flat_map(|(i, d)| std::iter::repeat_n(i, tokens(d)))
-            .collect();
+        let mut domain_of = Vec::new();
+        for (index, domain) in corpus.domains.iter().enumerate() {
+            let tokens = domain.sequences.iter().map(Vec::len).sum();
+            domain_of.extend(std::iter::repeat_n(index, tokens));
+        }
         Self { domain_of, domains: corpus.domains.len(), layers: Vec::new(), next }
     }
 
     pub fn finish(self) -> Vec<LayerLoad> {
-        let total = |by_domain: &[Vec<u64>]| {
-            (0..by_domain[0].len())
-                .map(|e| by_domain.iter().map(|counts| counts[e]).sum())
-                .collect()
-        };
         let layers = self.layers.into_iter();
         layers
             .map(|(layer, _, counts_by_domain)| LayerLoad {
@@ -65,4 +58,11 @@ impl Observer for LoadCounter<'_> {
     fn layer_done(&mut self, layer: usize, layers: usize) -> Result<()> {
         self.next.layer_done(layer, layers)
     }
+}
+
+/// Adds up counts `[domain][expert]` over the domains.
+fn total(by_domain: &[Vec<u64>]) -> Vec<u64> {
+    (0..by_domain[0].len())
+        .map(|expert| by_domain.iter().map(|counts| counts[expert]).sum())
+        .collect()
 }

@@ -158,12 +158,13 @@ impl PooledRows<'_> {
         tokens: fn(&DomainReport) -> usize,
         value: impl Fn(&DomainReport) -> f64,
     ) -> f64 {
-        let weight = |(report, domain): &(&DomainReport, &Domain)| match domain.weight {
+        let weights = self.pairs.iter().map(|(report, domain)| match domain.weight {
             Some(weight) if self.weighted => weight,
             _ => tokens(report) as f64,
-        };
-        let total: f64 = self.pairs.iter().map(weight).sum();
-        self.pairs.iter().map(|pair| weight(pair) * value(pair.0)).sum::<f64>() / total
+        });
+        let weights: Vec<f64> = weights.collect();
+        let weighted = weights.iter().zip(&self.pairs).map(|(w, (report, _))| w * value(report));
+        weighted.sum::<f64>() / weights.iter().sum::<f64>()
     }
 
     fn mean_against(

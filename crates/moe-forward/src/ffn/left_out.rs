@@ -286,9 +286,11 @@ impl Mixtures<'_> {
         let device = self.y.device();
         let mut sum: Option<Tensor> = None;
         for choice in 0..self.k {
-            let places = || tokens.clone().map(|token| (token * each + which) * self.k + choice);
-            let rows: Vec<u32> = places().map(|place| choices.rows[place]).collect();
-            let gates: Vec<f32> = places().map(|place| choices.gates[place]).collect();
+            let (rows, gates): (Vec<u32>, Vec<f32>) = tokens
+                .clone()
+                .map(|token| (token * each + which) * self.k + choice)
+                .map(|place| (choices.rows[place], choices.gates[place]))
+                .unzip();
             let outputs =
                 self.outputs.index_select(&Tensor::from_vec(rows, tokens.len(), device)?, 0)?;
             let gates = Tensor::from_vec(gates, (tokens.len(), 1), device)?;

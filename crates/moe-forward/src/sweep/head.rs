@@ -52,15 +52,17 @@ impl LmHead {
     /// # Errors
     /// [`moe_checkpoint::Kind::Numeric`] if they are not finite; errors of the device.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let compute = || -> candle_core::Result<Tensor> {
-            let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
-            product(&normed, &self.weight)?.to_dtype(DType::F32)
-        };
         let rows = hidden.elem_count() / self.norm.elem_count();
         let work = Work::products(rows, self.weight.elem_count());
-        let logits = self.compute.stage("head", work, compute).context(|| "the logits".into())?;
+        let logits = self.compute.stage("head", work, || self.forward(hidden));
+        let logits = logits.context(|| "the logits".into())?;
         finite::check(&logits, "the logits", &self.sources)?;
         Ok(logits)
+    }
+
+    fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let normed = ops::rms_norm(hidden, &self.norm, self.eps)?;
+        product(&normed, &self.weight)?.to_dtype(DType::F32)
     }
 
     /// Returns the number of rows of the head: the size of the vocabulary.

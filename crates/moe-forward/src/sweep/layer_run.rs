@@ -203,8 +203,8 @@ impl LayerRun<'_> {
         let mut failed = None;
         let hidden = self.states.get(block)?;
         let tokens = &self.blocks[block];
-        let within = |span: &&Range<usize>| tokens.start <= span.start && span.end <= tokens.end;
-        let spans: Vec<_> = self.spans.iter().filter(within).cloned().collect();
+        let within = self.spans.iter().filter(|s| tokens.start <= s.start && s.end <= tokens.end);
+        let spans: Vec<_> = within.cloned().collect();
         let parts = self.compute.stage("attention", self.attention_work(&spans), || {
             let of_spans = group_spans(&spans).map(|spans| {
                 let start = spans[0].start;

@@ -86,13 +86,13 @@ impl<'a> Encoder<'a> {
             .iter()
             .zip(encoding.get_offsets())
             .zip(encoding.get_special_tokens_mask());
-        let placed = |((id, (start, end)), special): ((&u32, &(usize, usize)), &u32)| PlacedToken {
+        let placed = places.map(|((id, (start, end)), special)| PlacedToken {
             id: *id,
             start: *start,
             end: *end,
             is_special: *special != 0,
-        };
-        Ok(places.map(placed).collect())
+        });
+        Ok(placed.collect())
     }
 
     /// Renders a conversation with the checkpoint's chat template, special tokens included.
@@ -143,9 +143,8 @@ impl Padding {
     /// too, one is left.
     fn removed(self, ids: &[u32]) -> Vec<u32> {
         let Some(pad) = self.id else { return ids.to_vec() };
-        let is_pad = |id: &&u32| **id == pad;
-        let (left, right) =
-            (ids.iter().take_while(is_pad).count(), ids.iter().rev().take_while(is_pad).count());
+        let left = ids.iter().take_while(|id| **id == pad).count();
+        let right = ids.iter().rev().take_while(|id| **id == pad).count();
         if left == ids.len() {
             return Vec::new();
         }
@@ -156,11 +155,14 @@ impl Padding {
 
 /// Returns the token ids under a key, which may have one, several or none.
 fn ids(config: &Value, key: &str) -> Vec<u32> {
-    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match &config[key] {
-        Value::Array(ids) => ids.iter().filter_map(one).collect(),
-        id => one(id).into_iter().collect(),
+        Value::Array(ids) => ids.iter().filter_map(id).collect(),
+        value => id(value).into_iter().collect(),
     }
+}
+
+fn id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
 }
 
 #[cfg(test)]

@@ -93,8 +93,7 @@ impl Passage {
 /// Returns the last backslash up to `wanted` that is sure to begin an escape, since no backslash
 /// precedes it.
 fn escape_before(window: &[u8], wanted: usize) -> Option<usize> {
-    let begins = |at: &usize| window[*at] == b'\\' && *at > 0 && window[*at - 1] != b'\\';
-    (0..wanted).rev().find(begins)
+    (1..wanted).rev().find(|at| window[*at] == b'\\' && window[at - 1] != b'\\')
 }
 
 /// Returns the number of bytes of the character or escape that `text` begins with.

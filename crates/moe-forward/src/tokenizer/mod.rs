@@ -54,14 +54,13 @@ impl TextTokenizer {
         let size = bytes.len();
         let source = TokenizerSource { model_dir: model_dir.to_owned(), file: file.clone(), class };
         let (give, take) = std::sync::mpsc::channel();
-        let load = move || {
+        let started = TokenizerWorker::start(&file, size, WorkerLimits::USUAL, move || {
             let (tokenizer, roles) = source.build(bytes, tokenizer_config)?;
             // If loading took too long, nobody receives the result.
             _ = give.send(roles);
             Ok(tokenizer)
-        };
-        let (worker, tokenizer) = TokenizerWorker::start(&file, size, WorkerLimits::USUAL, load)
-            .map_err(|e| e.file(&file))?;
+        });
+        let (worker, tokenizer) = started.map_err(|e| e.file(&file))?;
         let named = take.into_iter().flatten().collect();
         Ok(Self { tokenizer, worker: Mutex::new(worker), named, file })
     }
@@ -176,8 +175,6 @@ pub fn tokenizer_files(model_dir: &Path) -> Result<Vec<PathBuf>> {
 /// Returns the path of `tokenizer.json`, or of the file for newer versions that
 /// `fast_tokenizer_files` lists.
 fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> PathBuf {
-    /// The version of transformers whose choice is reproduced.
-    const TRANSFORMERS: [u64; 2] = [5, 23];
     let listed = tokenizer_config.get("fast_tokenizer_files").and_then(Value::as_array);
     let mut versions: Vec<(&str, &str)> = Vec::new();
     for name in listed.into_iter().flatten().filter_map(Value::as_str) {
@@ -187,12 +184,15 @@ fn tokenizer_file(model_dir: &Path, tokenizer_config: &Map<String, Value>) -> Pa
             .extend(version.filter(|_| !name.contains('/')).map(|(version, _)| (version, name)));
     }
     versions.sort();
-    let is_old_enough = |version: &str| {
-        let numbers: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
-        numbers.is_some_and(|numbers| numbers.as_slice() <= &TRANSFORMERS[..])
-    };
     let newest = versions.iter().take_while(|(version, _)| is_old_enough(version)).last();
     model_dir.join(newest.map_or(TOKENIZER_FILE, |(_, name)| name))
+}
+
+fn is_old_enough(version: &str) -> bool {
+    /// The version of transformers whose choice is reproduced.
+    const TRANSFORMERS: [u64; 2] = [5, 23];
+    let numbers: Option<Vec<u64>> = version.split('.').map(|part| part.parse().ok()).collect();
+    numbers.is_some_and(|numbers| numbers.as_slice() <= &TRANSFORMERS[..])
 }
 
 fn choose_class(
@@ -323,21 +323,21 @@ fn tokens_to_add(tokenizer: &Tokenizer, settings: &TokenizerSettings) -> Vec<Add
         }
     }
     let named: HashSet<&str> = settings.named.iter().map(|(_, token)| token.text()).collect();
-    let added = |token| match token {
+    let added = to_add.into_iter().map(|token| match token {
         SpecialToken::Text(text) => AddedToken::from(text, true),
         SpecialToken::Added(token) => {
             let is_special = token.special || named.contains(token.content.as_str());
             token.special(is_special)
         }
-    };
-    to_add.into_iter().map(added).collect()
+    });
+    added.collect()
 }
 
 fn specials_again(class: Class, settings: &TokenizerSettings) -> Vec<AddedToken> {
     let tokens = settings.named.iter().map(|(_, token)| token).chain(&settings.extra);
-    let again = |token: &SpecialToken| match token {
+    let again = tokens.map(|token| match token {
         SpecialToken::Added(added) if class.keeps_matching(token) => added.clone().special(true),
         _ => AddedToken::from(token.text(), true),
-    };
-    tokens.map(again).collect()
+    });
+    again.collect()
 }

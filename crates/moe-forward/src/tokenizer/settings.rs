@@ -374,11 +374,10 @@ impl SettingsReader {
         &self,
         config: &mut Map<String, Value>,
     ) -> Result<Vec<(String, SpecialToken)>> {
-        let is_own = |(key, value): &(&String, &Value)| {
-            is_further_role(key) && (value.is_string() || is_typed(value))
-        };
-        let mut keys: Vec<String> =
-            config.iter().filter(is_own).map(|(key, _)| key.clone()).collect();
+        let own = config
+            .iter()
+            .filter(|(key, value)| is_further_role(key) && (value.is_string() || is_typed(value)));
+        let mut keys: Vec<String> = own.map(|(key, _)| key.clone()).collect();
         // transformers extracts strings while other tokens are still objects, and puts these
         // objects first.
         keys.sort_by_key(|key| config[key].is_string());

@@ -106,7 +106,6 @@ impl TokenizerWorker {
     fn run(&self, text: &str, special_tokens: bool, places: bool) -> Result<Encoding> {
         let allowed = self.limits.text + self.limits.mebibyte * (text.len() >> 20) as u32;
         let bytes = text.len();
-        let failed = || Error::new(Kind::Malformed, "the tokenizer failed").remedy(AGAIN);
         if self.jobs.send(TokenizeJob { text: text.to_owned(), special_tokens, places }).is_err() {
             return Err(failed());
         }
@@ -172,6 +171,10 @@ fn too_slow(allowed: Duration, what: &str) -> Error {
         .remedy(
             "a pattern in it may never end: download tokenizer.json again, or give \"input_ids\"",
         )
+}
+
+fn failed() -> Error {
+    Error::new(Kind::Malformed, "the tokenizer failed").remedy(AGAIN)
 }
 
 #[cfg(test)]

@@ -50,11 +50,10 @@ impl BatchWeight {
             tokens += batch.tokens();
             count += 1;
         }
-        let one_of = |n: usize| 1.0 / n.max(1) as f64;
         Self {
-            per_prediction: one_of(predictions),
-            per_token: one_of(tokens),
-            per_batch: one_of(count),
+            per_prediction: 1.0 / predictions.max(1) as f64,
+            per_token: 1.0 / tokens.max(1) as f64,
+            per_batch: 1.0 / f64::from(count.max(1)),
         }
     }
 }
@@ -81,20 +80,15 @@ pub struct Losses {
 impl Losses {
     /// Combines the losses of several batches of one step.
     pub fn together(batches: &[Self]) -> Self {
-        let sum = |of: fn(&Self) -> usize| batches.iter().map(of).sum::<usize>();
-        let mean = |weight: fn(&Self) -> f64, value: fn(&Self) -> f64| {
-            let total: f64 = batches.iter().map(weight).sum();
-            batches.iter().map(|b| weight(b) * value(b)).sum::<f64>() / total.max(1.0)
-        };
         let mut load: Vec<LayerCounts> = Vec::new();
         batches.iter().for_each(|batch| add_counts(&mut load, &batch.load));
         Self {
-            tokens: sum(|b| b.tokens),
-            predictions: sum(|b| b.predictions),
-            cross_entropy: mean(|b| b.predictions as f64, |b| b.cross_entropy),
-            teacher: mean(|b| b.tokens as f64, |b| b.teacher),
-            balance: mean(|_| 1.0, |b| b.balance),
-            z: mean(|_| 1.0, |b| b.z),
+            tokens: batches.iter().map(|b| b.tokens).sum(),
+            predictions: batches.iter().map(|b| b.predictions).sum(),
+            cross_entropy: mean(batches, |b| b.predictions as f64, |b| b.cross_entropy),
+            teacher: mean(batches, |b| b.tokens as f64, |b| b.teacher),
+            balance: mean(batches, |_| 1.0, |b| b.balance),
+            z: mean(batches, |_| 1.0, |b| b.z),
             load,
         }
     }
@@ -374,17 +368,16 @@ impl Trainee<'_> {
         goal: Goal<'_>,
         losses: &mut Losses,
     ) -> Result<Tensor> {
-        let loss = || "the loss".to_owned();
         let Goal { objective, teacher, weight } = goal;
-        let hard = cross_entropy(logits, &targets[range.clone()]).context(loss)?;
+        let hard = cross_entropy(logits, &targets[range.clone()]).context(loss_label)?;
         losses.cross_entropy += hard.sum;
-        let gradient =
-            (hard.gradient * (objective.cross_entropy * weight.per_prediction)).context(loss)?;
+        let gradient = (hard.gradient * (objective.cross_entropy * weight.per_prediction))
+            .context(loss_label)?;
         let Some(teacher) = teacher else { return Ok(gradient) };
-        let soft = divergence(logits, &teacher.rows(range)?).context(loss)?;
+        let soft = divergence(logits, &teacher.rows(range)?).context(loss_label)?;
         losses.teacher += soft.sum;
         let soft = soft.gradient * (objective.teacher * weight.per_token);
-        soft.and_then(|soft| gradient + soft).context(loss)
+        soft.and_then(|soft| gradient + soft).context(loss_label)
     }
 
     fn collect(
@@ -411,4 +404,14 @@ fn next_tokens(batch: &Batch) -> Vec<Option<u32>> {
     let next =
         |span: &Range<usize>, token: usize| (token + 1 < span.end).then(|| batch.ids[token + 1]);
     batch.spans.iter().flat_map(|span| span.clone().map(move |token| next(span, token))).collect()
+}
+
+/// Returns the mean of a value over `batches`, each with its weight.
+fn mean(batches: &[Losses], weight: fn(&Losses) -> f64, value: fn(&Losses) -> f64) -> f64 {
+    let total: f64 = batches.iter().map(weight).sum();
+    batches.iter().map(|batch| weight(batch) * value(batch)).sum::<f64>() / total.max(1.0)
+}
+
+fn loss_label() -> String {
+    "the loss".to_owned()
 }

@@ -8,7 +8,7 @@ use moe_math::Compute;
 use moe_math::encoding::encode_f32;
 use moe_model::{Expert, Ffn, Layer, Linear, Model, OutputHead, Weight, WeightSource};
 
-use crate::context::Context;
+use crate::context::{Context, tensor_label};
 use crate::dtypes::candle_dtype;
 use crate::finite;
 use crate::loader::to_f32;
@@ -79,6 +79,13 @@ impl Parameter {
         let decays = weight.shape().len() > 1;
         Ok(Self { decays, weight: weight.clone(), value, places })
     }
+
+    fn encoded(&self) -> Result<Arc<Vec<u8>>> {
+        let dtype = candle_dtype(&self.weight)?;
+        let values = self.value.flatten_all().and_then(|values| values.to_vec1::<f32>());
+        let bytes = values.and_then(|values| encode_f32(&values, dtype));
+        bytes.map(Arc::new).context(|| tensor_label(&self.weight))
+    }
 }
 
 /// All trained weights, from the embedding to the head.
@@ -137,14 +144,14 @@ impl Parameters {
 
     /// Returns the number of such elements in the layer that has most of them.
     pub fn elements_of_a_layer(model: &Model, parts: &[TrainedPart]) -> usize {
-        let of = |layer| {
+        let elements = model.layers.iter().map(|layer| {
             of_layer(layer)
                 .iter()
                 .filter(|(_, part)| parts.contains(part))
                 .map(|(w, _)| w.elements())
                 .sum()
-        };
-        model.layers.iter().map(of).max().unwrap_or(0)
+        });
+        elements.max().unwrap_or(0)
     }
 
     /// Returns the first slot that has parameters.
@@ -159,14 +166,14 @@ impl Parameters {
 
     /// Returns the overrides for the forward pass at `place`; tracked if gradients are wanted.
     pub(crate) fn lend(&self, place: ParameterSlot, tracked: bool) -> Result<Overrides> {
-        let overridden = |(_, p): (usize, &Parameter)| {
+        let overridden = self.of(place).map(|(_, p)| {
             let value =
                 if tracked { p.value.as_tensor().clone() } else { p.value.as_detached_tensor() };
             let is_matrix = value.rank() > 1;
             let value = if is_matrix { value.to_dtype(self.precision) } else { Ok(value) };
-            Ok((p.weight.clone(), value.context(|| format!("the tensor {}", p.weight.name()))?))
-        };
-        self.of(place).map(overridden).collect()
+            Ok((p.weight.clone(), value.context(|| tensor_label(&p.weight))?))
+        });
+        overridden.collect()
     }
 
     /// Encodes all values in their weights' encodings, as in files.
@@ -174,30 +181,18 @@ impl Parameters {
     /// # Errors
     /// Errors of the device.
     pub fn encoded(&self) -> Result<Vec<Arc<Vec<u8>>>> {
-        let encode = |p: &Parameter| {
-            let dtype = candle_dtype(&p.weight)?;
-            let bytes = || encode_f32(&p.value.flatten_all()?.to_vec1::<f32>()?, dtype);
-            bytes().map(Arc::new).context(|| format!("the tensor {}", p.weight.name()))
-        };
-        self.list.iter().map(encode).collect()
+        self.list.iter().map(Parameter::encoded).collect()
     }
 
     /// Returns `model` with its trained weights replaced by these bytes, as [`Parameters::encoded`]
     /// returns them.
     pub fn applied(&self, model: &Model, encoded: &[Arc<Vec<u8>>]) -> Model {
-        let made = |p: &Parameter, bytes: &Arc<Vec<u8>>| {
-            let made = Weight::made(
-                p.weight.name(),
-                p.weight.dtype(),
-                p.weight.shape(),
-                TrainedBytes(bytes.clone()),
-            );
-            (p.weight.clone(), made)
-        };
         let mut replaced: std::collections::HashMap<&str, Vec<(Weight, Weight)>> =
             Default::default();
-        for (parameter, bytes) in self.list.iter().zip(encoded) {
-            replaced.entry(parameter.weight.name()).or_default().push(made(parameter, bytes));
+        for (Parameter { weight, .. }, bytes) in self.list.iter().zip(encoded) {
+            let bytes = TrainedBytes(bytes.clone());
+            let trained = Weight::made(weight.name(), weight.dtype(), weight.shape(), bytes);
+            replaced.entry(weight.name()).or_default().push((weight.clone(), trained));
         }
         let mut model = model.clone();
         for weight in model.weights_mut() {

@@ -81,19 +81,28 @@ impl<'a> Shares<'a> {
         logits: &Tensor,
         routing: &Routing,
     ) -> Result<RouterLosses> {
-        let compute = || -> candle_core::Result<RouterLosses> {
-            let probabilities = mean_probabilities(logits, scoring)?;
-            let balance = match &self.pooled {
-                Some((counts, tokens)) => load_balance(&probabilities, counts, *tokens)?,
-                None => load_balance(&probabilities, &routing.counts(), routing.tokens() as u64)?,
-            };
-            let (balance, z) =
-                ((balance / self.layers as f64)?, (router_z(logits)? / self.layers as f64)?);
-            let weighted = ((&balance * self.objective.balance)? + (&z * self.objective.z)?)?;
-            let value = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
-            Ok(RouterLosses { balance: value(&balance)?, z: value(&z)?, weighted })
+        self.computed(scoring, logits, routing).context(|| "the losses of a router".into())
+    }
+
+    fn computed(
+        &self,
+        scoring: Scoring,
+        logits: &Tensor,
+        routing: &Routing,
+    ) -> candle_core::Result<RouterLosses> {
+        let probabilities = mean_probabilities(logits, scoring)?;
+        let balance = match &self.pooled {
+            Some((counts, tokens)) => load_balance(&probabilities, counts, *tokens)?,
+            None => load_balance(&probabilities, &routing.counts(), routing.tokens() as u64)?,
         };
-        compute().context(|| "the losses of a router".into())
+        let balance = (balance / self.layers as f64)?;
+        let z = (router_z(logits)? / self.layers as f64)?;
+        let weighted = ((&balance * self.objective.balance)? + (&z * self.objective.z)?)?;
+        Ok(RouterLosses {
+            balance: f64::from(balance.to_scalar::<f32>()?),
+            z: f64::from(z.to_scalar::<f32>()?),
+            weighted,
+        })
     }
 }
 

@@ -163,13 +163,8 @@ impl<'a> Reference<'a> {
         }
         let shape = (ids.len() / entries, entries);
         let device = &self.compute.device;
-        let tensors = || {
-            Ok((
-                Tensor::from_vec(ids, shape, device)?,
-                Tensor::from_vec(probabilities, shape, device)?,
-            ))
-        };
-        let (ids, probabilities) = tensors().context(|| "a teacher's tokens".into())?;
+        let ids = Tensor::from_vec(ids, shape, device).context(tokens_label)?;
+        let probabilities = Tensor::from_vec(probabilities, shape, device).context(tokens_label)?;
         Ok(Targets::Kept { ids, probabilities })
     }
 }
@@ -197,17 +192,25 @@ pub enum Targets {
 impl Targets {
     /// Returns the distributions of the tokens `range`.
     pub(super) fn rows(&self, range: Range<usize>) -> Result<Teacher> {
-        let part = |t: &Tensor| {
-            t.narrow(0, range.start, range.len()).context(|| "a teacher's tokens".into())
-        };
         Ok(match self {
-            Self::Logits(logits) => Teacher::Logits(part(logits)?),
-            Self::Running { head, states } => Teacher::Logits(head.logits(&part(states)?)?),
-            Self::Kept { ids, probabilities } => {
-                Teacher::Few { ids: part(ids)?, probabilities: part(probabilities)? }
+            Self::Logits(logits) => Teacher::Logits(tokens(logits, &range)?),
+            Self::Running { head, states } => {
+                Teacher::Logits(head.logits(&tokens(states, &range)?)?)
             }
+            Self::Kept { ids, probabilities } => Teacher::Few {
+                ids: tokens(ids, &range)?,
+                probabilities: tokens(probabilities, &range)?,
+            },
         })
     }
+}
+
+fn tokens(rows: &Tensor, range: &Range<usize>) -> Result<Tensor> {
+    rows.narrow(0, range.start, range.len()).context(tokens_label)
+}
+
+fn tokens_label() -> String {
+    "a teacher's tokens".to_owned()
 }
 
 /// Returns the distribution over the vocabulary of each row of `logits`.
@@ -218,12 +221,13 @@ fn probabilities(logits: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
 /// Returns the `count` most probable tokens.
 fn top(p: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut order: Vec<u32> = (0..p.len() as u32).collect();
-    let greater = |a: &u32, b: &u32| p[*b as usize].total_cmp(&p[*a as usize]).then(a.cmp(b));
+    let most_probable_first =
+        |a: &u32, b: &u32| p[*b as usize].total_cmp(&p[*a as usize]).then(a.cmp(b));
     if count < order.len() {
-        order.select_nth_unstable_by(count, greater);
+        order.select_nth_unstable_by(count, most_probable_first);
     }
     order.truncate(count);
-    order.sort_unstable_by(greater);
+    order.sort_unstable_by(most_probable_first);
     order.into_iter().map(|id| (id, p[id as usize])).collect()
 }
 

@@ -141,11 +141,11 @@ impl<'m> QuantizedExperts<'m> {
     /// Whether groups consist of columns that aren't adjacent, as g_idx in the files says.
     pub fn shuffles_columns(&self) -> bool {
         let groups = self.said.get("config_groups").and_then(Value::as_object);
-        let order = |group: &Value| {
-            group.pointer("/weights/actorder").and_then(Value::as_str).map(str::to_owned)
-        };
-        let mut orders = groups.into_iter().flatten().filter_map(|(_, group)| order(group));
-        orders.any(|order| ["group", "dynamic"].contains(&order.as_str()))
+        let mut orders = groups
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, group)| group.pointer("/weights/actorder")?.as_str());
+        orders.any(|order| ["group", "dynamic"].contains(&order))
             || self.said.get("desc_act").and_then(Value::as_bool) == Some(true)
     }
 
@@ -163,14 +163,9 @@ impl<'m> QuantizedExperts<'m> {
     /// Says how many GPUs at most can share each expert's width. `misfit` returns the reason why a
     /// rank can't have a part of this many neurons, or None.
     pub fn tensor_parallel(&self, misfit: impl Fn(usize) -> Option<String>) -> EngineAnswer {
-        let fits = |ranks: usize| {
-            self.widths.iter().find_map(|width| match width % ranks {
-                0 => misfit(width / ranks),
-                _ => Some(format!("{ranks} don't divide {width} neurons")),
-            })
-        };
-        let first = RANKS.iter().find_map(|ranks| fits(*ranks).map(|why| (*ranks, why)));
-        match first {
+        let mut refused =
+            RANKS.iter().filter_map(|ranks| Some((*ranks, self.unshared(*ranks, &misfit)?)));
+        match refused.next() {
             None => Ok(format!("tensor parallel up to {}", RANKS[RANKS.len() - 1])),
             Some((1, why)) => refuses(why),
             Some((2, why)) => Ok(format!("on one GPU (tensor parallel 2: {why})")),
@@ -178,6 +173,14 @@ impl<'m> QuantizedExperts<'m> {
                 Ok(format!("tensor parallel up to {} ({ranks}: {why})", ranks / 2))
             }
         }
+    }
+
+    /// Returns why this many GPUs can't share each expert's width, or None.
+    fn unshared(&self, ranks: usize, misfit: impl Fn(usize) -> Option<String>) -> Option<String> {
+        self.widths.iter().find_map(|width| match width % ranks {
+            0 => misfit(width / ranks),
+            _ => Some(format!("{ranks} don't divide {width} neurons")),
+        })
     }
 }
 

@@ -23,13 +23,6 @@ impl Model {
     /// model without any.
     pub fn engines(&self) -> Vec<Verdict> {
         let Some(experts) = QuantizedExperts::of(self) else { return Vec::new() };
-        let verdict = |engine: &'static str, found: EngineAnswer| {
-            let (answer, says) = match found {
-                Ok(says) => (Answer::Takes, says),
-                Err((answer, says)) => (answer, says),
-            };
-            Verdict { engine: engine.to_owned(), answer, says }
-        };
         vec![
             verdict(vllm::VERSION, vllm::takes(&experts)),
             verdict(sglang::VERSION, sglang::takes(&experts)),
@@ -37,4 +30,12 @@ impl Model {
             verdict(transformers::OLDER, transformers::older(&experts)),
         ]
     }
+}
+
+fn verdict(engine: &str, found: EngineAnswer) -> Verdict {
+    let (answer, says) = match found {
+        Ok(says) => (Answer::Takes, says),
+        Err((answer, says)) => (answer, says),
+    };
+    Verdict { engine: engine.to_owned(), answer, says }
 }

@@ -45,12 +45,11 @@ pub(super) fn misnamed(
     quantization: &Quantization,
     names: Projections,
 ) -> Option<usize> {
-    let differs = |(layer, moe): (usize, &Moe)| {
+    model.moes().find_map(|(layer, moe)| {
         let scheme = moe.experts.first()?.gate.weight.scheme()?;
         let modules = names.of(model, layer)?;
         modules.iter().any(|module| quantization.scheme(module) != Some(scheme)).then_some(layer)
-    };
-    model.moes().find_map(differs)
+    })
 }
 
 /// Returns the module of the tensor that the family's layout calls `name`, for an `expert` of a

@@ -12,10 +12,10 @@ pub(super) fn misfit(rank: usize, divisor: usize, what: &str) -> Option<String> 
 
 /// Suggests the `--group-size` of `quantize` that divides `hidden` and all `widths`.
 pub(super) fn other_groups(hidden: usize, widths: &BTreeSet<usize>) -> String {
-    let fits = |group: &&usize| {
-        hidden.is_multiple_of(**group) && widths.iter().all(|w| w.is_multiple_of(**group))
-    };
-    match [128, 64, 32].iter().find(fits) {
+    let dividing = [128, 64, 32].into_iter().find(|group| {
+        hidden.is_multiple_of(*group) && widths.iter().all(|width| width.is_multiple_of(*group))
+    });
+    match dividing {
         Some(group) => format!("quantize with --group-size {group}"),
         None => "no --group-size that it takes divides these matrices".to_owned(),
     }

@@ -37,8 +37,11 @@ fn softmax() -> Scoring {
 }
 
 fn dense_names() -> ExpertNames {
-    let name = |n: &str| format!("mlp.{n}_proj.weight");
-    ExpertNames { gate: name("gate"), up: name("up"), down: name("down") }
+    ExpertNames {
+        gate: "mlp.gate_proj.weight".to_owned(),
+        up: "mlp.up_proj.weight".to_owned(),
+        down: "mlp.down_proj.weight".to_owned(),
+    }
 }
 
 /// Names of experts that are stored as one 3-D tensor: `gate_up [E, 2I, H]` and `down [E, H, I]`.

@@ -23,15 +23,7 @@ impl Expert {
 
     /// Whether all projections of both come from the same source: see [`Weight::same_source`].
     pub fn same_source(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Linear, &Linear)| {
-            let biases = match (&a.bias, &b.bias) {
-                (Some(a), Some(b)) => a.same_source(b),
-                (None, None) => true,
-                _ => false,
-            };
-            biases && a.weight.same_source(&b.weight)
-        };
-        self.linears().into_iter().zip(other.linears()).all(same)
+        self.linears().into_iter().zip(other.linears()).all(|(a, b)| a.same_source(b))
     }
 
     /// The three projections.

@@ -81,8 +81,11 @@ fn find_router<'f>(
     layout: &'f Layout,
 ) -> &'f String {
     let names = rule.layouts.iter().map(|layout| &layout.router);
-    let is_there = |name: &&String| reader.tensors.contains_key(&format!("{prefix}{name}"));
-    [&layout.router].into_iter().chain(names).find(is_there).unwrap_or(&layout.router)
+    [&layout.router]
+        .into_iter()
+        .chain(names)
+        .find(|name| reader.tensors.contains_key(&format!("{prefix}{name}")))
+        .unwrap_or(&layout.router)
 }
 
 /// Reads the factor of the selected experts' weights.
@@ -98,18 +101,22 @@ fn find_layout<'f>(
     prefix: &str,
     rule: &'f MoeRule,
 ) -> Result<&'f Layout> {
-    let first_tensor = |layout: &Layout| match (&layout.expert, &layout.fused) {
-        (Some(names), _) => format!("{prefix}{}", names.gate.replace("{expert}", "0")),
-        (_, Some(names)) => format!("{prefix}{}", names.gate_up),
-        (None, None) => unreachable!("a test excludes such family files"),
-    };
-    let found = rule.layouts.iter().find(|l| reader.has_matrix(&first_tensor(l)));
+    let found = rule.layouts.iter().find(|l| reader.has_matrix(&first_tensor(prefix, l)));
     found.ok_or_else(|| {
         Error::new(Kind::Missing, "this layer has no experts in any layout that is known")
-            .tensor(first_tensor(&rule.layouts[0]))
+            .tensor(first_tensor(prefix, &rule.layouts[0]))
             .file(reader.config.file)
             .remedy("the checkpoint is incomplete, or config.json is of another model")
     })
+}
+
+/// The name of the tensor with the first expert's gate projection.
+fn first_tensor(prefix: &str, layout: &Layout) -> String {
+    match (&layout.expert, &layout.fused) {
+        (Some(names), _) => format!("{prefix}{}", names.gate.replace("{expert}", "0")),
+        (_, Some(names)) => format!("{prefix}{}", names.gate_up),
+        (None, None) => unreachable!("a test excludes such family files"),
+    }
 }
 
 fn read_experts(
@@ -127,11 +134,17 @@ fn read_experts(
         return Ok((0..count).map(|e| slice_fused(&gate_up, &down, e, width)).collect());
     }
     let names = layout.expert.as_ref().expect("a layout that isn't fused names experts");
-    let named = |e: usize| {
-        let of = |name: &String| name.replace("{expert}", &e.to_string());
-        ExpertNames { gate: of(&names.gate), up: of(&names.up), down: of(&names.down) }
-    };
-    (0..count).map(|e| reader.expert(prefix, &named(e), false, width, hidden)).collect()
+    (0..count).map(|e| reader.expert(prefix, &numbered(names, e), false, width, hidden)).collect()
+}
+
+/// Returns the names of the tensors of expert `e`.
+fn numbered(names: &ExpertNames, e: usize) -> ExpertNames {
+    let number = e.to_string();
+    ExpertNames {
+        gate: names.gate.replace("{expert}", &number),
+        up: names.up.replace("{expert}", &number),
+        down: names.down.replace("{expert}", &number),
+    }
 }
 
 fn read_shared(
@@ -154,15 +167,16 @@ fn read_shared(
     Ok(SharedExpert { expert: reader.expert(prefix, &rule.expert, bias, width, hidden)?, gate })
 }
 
+const FUSED_IS_STORED: &str = "fused tensors come from files";
+
 /// Returns expert `e` of the fused tensors `[E, 2I, H]` and `[E, H, I]`, as views.
 fn slice_fused(gate_up: &Weight, down: &Weight, e: usize, width: usize) -> Expert {
-    let linear = |weight: Weight| Linear { weight, bias: None };
-    let of = |fused: &Weight| fused.stored().expect("fused tensors come from files").at(e);
-    let gate_up = of(gate_up);
+    let gate_up = gate_up.stored().expect(FUSED_IS_STORED).at(e);
+    let down = down.stored().expect(FUSED_IS_STORED).at(e);
     Expert {
-        gate: linear(gate_up.rows(0, width).into()),
-        up: linear(gate_up.rows(width, 2 * width).into()),
-        down: linear(of(down).into()),
+        gate: Linear { weight: gate_up.rows(0, width).into(), bias: None },
+        up: Linear { weight: gate_up.rows(width, 2 * width).into(), bias: None },
+        down: Linear { weight: down.into(), bias: None },
     }
 }
 

@@ -88,6 +88,9 @@ pub(super) fn may_compare(bytes: usize) -> bool {
 
 /// Counts a comparison, and returns an error if the limit is exceeded.
 pub(super) fn check_compared(bytes: usize) -> Fallible<()> {
-    let what = || Fail::new(format!("the template {}", excess().unwrap_or_default()));
-    if may_compare(bytes) { Ok(()) } else { Err(what()) }
+    if may_compare(bytes) {
+        Ok(())
+    } else {
+        Err(Fail::new(format!("the template {}", excess().unwrap_or_default())))
+    }
 }

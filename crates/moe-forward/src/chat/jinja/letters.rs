@@ -7,14 +7,13 @@ use super::repr::is_printable;
 
 /// Returns `text.method()` for the methods of Python's strings that begin with `is`.
 pub(super) fn is(text: &str, method: &str) -> bool {
-    let all = |holds: fn(char) -> bool| !text.is_empty() && text.chars().all(holds);
     match method {
-        "isdecimal" => all(|c| decimal(c).is_some()),
-        "isdigit" => all(is_digit),
-        "isnumeric" => all(is_numeric),
-        "isalpha" => all(is_letter),
-        "isalnum" => all(|c| is_letter(c) || is_numeric(c)),
-        "isspace" => all(is_space),
+        "isdecimal" => all_are(text, |c| decimal(c).is_some()),
+        "isdigit" => all_are(text, is_digit),
+        "isnumeric" => all_are(text, is_numeric),
+        "isalpha" => all_are(text, is_letter),
+        "isalnum" => all_are(text, |c| is_letter(c) || is_numeric(c)),
+        "isspace" => all_are(text, is_space),
         "isupper" => is_cased(text, true),
         "islower" => is_cased(text, false),
         "istitle" => is_titled(text),
@@ -24,15 +23,22 @@ pub(super) fn is(text: &str, method: &str) -> bool {
     }
 }
 
+fn all_are(text: &str, holds: fn(char) -> bool) -> bool {
+    !text.is_empty() && text.chars().all(holds)
+}
+
 /// Returns the value of a decimal digit of any script; None for other characters.
 pub(super) fn decimal(c: char) -> Option<u32> {
-    let is_decimal = |c: char| get_general_category(c) == GeneralCategory::DecimalNumber;
     if c.is_ascii() || !is_decimal(c) {
         return c.to_digit(10);
     }
     // Unicode has decimal digits in runs from 0 to 9; two runs may be adjacent.
     let before = (1..).take_while(|by| char::from_u32(u32::from(c) - by).is_some_and(is_decimal));
     Some(before.count() as u32 % 10)
+}
+
+fn is_decimal(c: char) -> bool {
+    get_general_category(c) == GeneralCategory::DecimalNumber
 }
 
 /// Replaces digits of other scripts in `text` by ASCII's, as Python's `int` and `float` do.
@@ -77,8 +83,11 @@ fn has_case(c: char) -> bool {
 
 /// Returns whether `text` has letters with a case, and all of them have this one.
 pub(super) fn is_cased(text: &str, upper: bool) -> bool {
-    let has_this = |c: char| if upper { c.is_uppercase() } else { c.is_lowercase() };
-    text.chars().any(has_case) && text.chars().filter(|c| has_case(*c)).all(has_this)
+    text.chars().any(has_case)
+        && text
+            .chars()
+            .filter(|c| has_case(*c))
+            .all(|c| if upper { c.is_uppercase() } else { c.is_lowercase() })
 }
 
 fn is_titled(text: &str) -> bool {
@@ -133,12 +142,17 @@ pub(super) fn titled(text: &str) -> String {
 
 /// Swaps uppercase and lowercase letters.
 pub(super) fn swapped(text: &str) -> String {
-    let letter = |(c, small): (char, String)| match c {
-        _ if c.is_uppercase() => small,
-        _ if c.is_lowercase() => c.to_uppercase().collect(),
-        _ => c.into(),
-    };
-    with_small(text).map(letter).collect()
+    let mut swapped = String::new();
+    for (c, small) in with_small(text) {
+        if c.is_uppercase() {
+            swapped.push_str(&small);
+        } else if c.is_lowercase() {
+            swapped.extend(c.to_uppercase());
+        } else {
+            swapped.push(c);
+        }
+    }
+    swapped
 }
 
 /// Returns `text` in the form that is compared without regard to case.

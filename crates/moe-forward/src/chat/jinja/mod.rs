@@ -157,11 +157,10 @@ impl Template {
         let tree = Arc::clone(&self.tree);
         let file = file.to_owned();
         let (give, take) = channel();
-        let render = move || {
-            _ = give.send(rendered(tree, &variables, now, limits, &file));
-        };
         // A thread that takes too long is abandoned.
-        thread().spawn(render).map_err(not_started)?;
+        thread()
+            .spawn(move || _ = give.send(rendered(tree, &variables, now, limits, &file)))
+            .map_err(not_started)?;
         match take.recv_timeout(limits.patience()) {
             Ok(rendered) => rendered,
             Err(RecvTimeoutError::Timeout) => Err(Fail::new(limits.too_long())),

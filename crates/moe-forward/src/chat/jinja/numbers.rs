@@ -65,12 +65,18 @@ fn truncated(number: f64) -> Option<i128> {
 /// an underscore is elsewhere.
 fn digits(text: &str, is_digit: fn(char) -> bool) -> Option<String> {
     let text = with_ascii_digits(text.trim_matches(is_space)).to_lowercase();
-    let bytes: Vec<char> = text.chars().collect();
-    let parts = |at: usize| {
-        at > 0 && is_digit(bytes[at - 1]) && bytes.get(at + 1).is_some_and(|c| is_digit(*c))
-    };
-    let is_wrong = bytes.iter().enumerate().any(|(at, c)| *c == '_' && !parts(at));
-    (!is_wrong).then(|| text.replace('_', ""))
+    let letters: Vec<char> = text.chars().collect();
+    for (at, c) in letters.iter().enumerate() {
+        if *c == '_' && !is_between(&letters, at, is_digit) {
+            return None;
+        }
+    }
+    Some(text.replace('_', ""))
+}
+
+/// Returns whether digits precede and follow the place `at`.
+fn is_between(text: &[char], at: usize, is_digit: fn(char) -> bool) -> bool {
+    at > 0 && is_digit(text[at - 1]) && text.get(at + 1).is_some_and(|c| is_digit(*c))
 }
 
 fn parse_float(text: &str) -> Option<f64> {

@@ -35,14 +35,13 @@ fn check_defined(values: &[&Value]) -> Fallible<()> {
 
 /// Compares `left` and `right`.
 pub(super) fn compare(comparison: CompareOp, left: &Value, right: &Value) -> Fallible<bool> {
-    let order = || left.compare(right);
     Ok(match comparison {
         CompareOp::Eq => left.equals(right),
         CompareOp::Ne => !left.equals(right),
-        CompareOp::Lt => order()? == Some(Ordering::Less),
-        CompareOp::Le => matches!(order()?, Some(Ordering::Less | Ordering::Equal)),
-        CompareOp::Gt => order()? == Some(Ordering::Greater),
-        CompareOp::Ge => matches!(order()?, Some(Ordering::Greater | Ordering::Equal)),
+        CompareOp::Lt => left.compare(right)? == Some(Ordering::Less),
+        CompareOp::Le => matches!(left.compare(right)?, Some(Ordering::Less | Ordering::Equal)),
+        CompareOp::Gt => left.compare(right)? == Some(Ordering::Greater),
+        CompareOp::Ge => matches!(left.compare(right)?, Some(Ordering::Greater | Ordering::Equal)),
         CompareOp::In => contains(right, left)?,
         CompareOp::NotIn => !contains(right, left)?,
     })
@@ -127,20 +126,24 @@ fn float_mod(a: f64, b: f64) -> f64 {
 }
 
 fn integers(operator: Binary, a: i128, b: i128) -> Fallible<Value> {
-    let checked = |value: Option<i128>| value.map(Value::Int).ok_or_else(too_large);
     match operator {
-        Binary::Add => checked(a.checked_add(b)),
-        Binary::Sub => checked(a.checked_sub(b)),
-        Binary::Mul => checked(a.checked_mul(b)),
+        Binary::Add => integer(a.checked_add(b)),
+        Binary::Sub => integer(a.checked_sub(b)),
+        Binary::Mul => integer(a.checked_mul(b)),
         Binary::FloorDiv => Ok(Value::Int(floor_divided(a, b)?.0)),
         Binary::Mod => Ok(Value::Int(floor_divided(a, b)?.1)),
         Binary::Pow if b >= 0 => match a {
             0 | 1 => Ok(Value::Int(if b == 0 { 1 } else { a })),
             -1 => Ok(Value::Int(if b % 2 == 0 { 1 } else { -1 })),
-            _ => checked(u32::try_from(b).ok().and_then(|b| a.checked_pow(b))),
+            _ => integer(u32::try_from(b).ok().and_then(|b| a.checked_pow(b))),
         },
         Binary::Div | Binary::Pow => floats(operator, a as f64, b as f64),
     }
+}
+
+/// Returns the result of a checked operation.
+fn integer(value: Option<i128>) -> Fallible<Value> {
+    value.map(Value::Int).ok_or_else(too_large)
 }
 
 fn floats(operator: Binary, a: f64, b: f64) -> Fallible<Value> {

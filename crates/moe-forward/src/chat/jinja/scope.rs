@@ -72,12 +72,7 @@ impl LoopState {
     }
 
     pub fn attribute(&self, name: &str) -> Option<Value> {
-        let int = |value: usize| Value::Int(value as i128);
         let at = self.at.get();
-        let item = |index: Option<usize>, which: &str| {
-            let found = index.and_then(|index| self.items.get(index)).cloned();
-            found.unwrap_or_else(|| Value::undefined(format!("there is no {which} item")))
-        };
         Some(match name {
             "index" => int(at + 1),
             "index0" => int(at),
@@ -88,9 +83,18 @@ impl LoopState {
             "length" => int(self.length()),
             "depth" => int(self.depth0 + 1),
             "depth0" => int(self.depth0),
-            "previtem" => item(at.checked_sub(1), "previous"),
-            "nextitem" => item(Some(at + 1), "next"),
+            "previtem" => self.item(at.checked_sub(1), "previous"),
+            "nextitem" => self.item(Some(at + 1), "next"),
             _ => return None,
         })
     }
+
+    fn item(&self, index: Option<usize>, which: &str) -> Value {
+        let found = index.and_then(|index| self.items.get(index)).cloned();
+        found.unwrap_or_else(|| Value::undefined(format!("there is no {which} item")))
+    }
+}
+
+fn int(value: usize) -> Value {
+    Value::Int(value as i128)
 }

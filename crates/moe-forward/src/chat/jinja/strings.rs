@@ -214,9 +214,10 @@ pub(super) fn stripped<'a>(own: &'a str, method: &str, chars: Option<&Value>) ->
         None | Some(Value::None) => None,
         Some(chars) => Some(text(chars, method)?),
     };
-    let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
-    let own = if method == "rstrip" { own } else { own.trim_start_matches(goes) };
-    Ok(if method == "lstrip" { own } else { own.trim_end_matches(goes) })
+    let is_stripped =
+        |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let own = if method == "rstrip" { own } else { own.trim_start_matches(is_stripped) };
+    Ok(if method == "lstrip" { own } else { own.trim_end_matches(is_stripped) })
 }
 
 /// Joins `parts` with `separator`.

@@ -110,9 +110,8 @@ fn indention(width: Option<Value>) -> Fallible<String> {
 /// `title` by Jinja2's own definition of words. Each word is lowercased separately, so that whether
 /// a sigma is final depends on its own word alone.
 fn titled(text: &str) -> String {
-    let is_gap = |c: char| is_space(c) || "-({[<".contains(c);
     let mut result = String::new();
-    for word in text.split_inclusive(is_gap) {
+    for word in text.split_inclusive(|c| is_space(c) || "-({[<".contains(c)) {
         let mut letters = word.chars();
         result.extend(letters.next().into_iter().flat_map(char::to_uppercase));
         result.push_str(&letters.as_str().to_lowercase());
