@@ -178,13 +178,12 @@ fn marked(bytes: &[u8]) -> Option<String> {
     while !rest.is_empty() {
         let valid = rest.utf8_chunks().next().map_or("", |chunk| chunk.valid());
         push_marked(&mut text, valid);
-        rest = &rest[valid.len()..];
-        if let [0xed, second, third, ..] = rest {
-            double_last_marks(&mut text);
-            let unit = 0xd000 | u16::from(second & 0x3f) << 6 | u16::from(third & 0x3f);
-            let _ = write!(text, "{HALF}{unit:04x}");
-            rest = &rest[3..];
-        }
+        // Surrogates are all that isn't UTF-8.
+        let [0xed, second, third, after @ ..] = &rest[valid.len()..] else { break };
+        double_last_marks(&mut text);
+        let unit = 0xd000 | u16::from(second & 0x3f) << 6 | u16::from(third & 0x3f);
+        let _ = write!(text, "{HALF}{unit:04x}");
+        rest = after;
     }
     (text.as_bytes() != bytes).then_some(text)
 }
