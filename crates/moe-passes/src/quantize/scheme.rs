@@ -78,13 +78,13 @@ fn unknown(word: &str, remedy: String) -> Error {
 }
 
 /// The remedy for a scheme with 8-bit integers for activations.
-const W8A8: &str = "this program leaves activations as they are. Give w8a16 for 8-bit integer weights, or fp8, with \
-                    which engines use 8-bit activations";
+const W8A8: &str = "activations stay as they are here: fp8 is what engines run with 8-bit activations, w8a16 has 8-bit \
+                    integers alone";
 
 /// The remedy for a scheme of other tools that isn't supported here, such as w8a8.
 fn not_here(word: &str) -> Option<String> {
     match word.to_ascii_lowercase().replace('_', "-").as_str() {
-        "int8" => return Some(format!("elsewhere it means w8a8: {W8A8}")),
+        "int8" => return Some(format!("it is w8a8 elsewhere: {W8A8}")),
         "w4a16-asym" => return Some("give w4a16 with --asymmetric".to_owned()),
         _ => (),
     }
