@@ -62,7 +62,7 @@ fn dense_layers_say_what_they_are_made_of() {
         ("what training did", "0.4100 → 0.3600 in step 20 of 40"),
         (
             "what came of it",
-            "3 layers became one network of 520 neurons each, down projections of 2 fitted",
+            "one network of 520 neurons in each of 3 layers, down projections fitted in 2",
         ),
         ("parts", "64 of expert 0 × 0.1250; 64 of expert 1 × 0.1250"),
         ("more parts than are named", "and 2 others"),
