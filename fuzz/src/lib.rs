@@ -17,7 +17,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Where this process writes; `scripts/fuzz` lets it lie in memory, and removes it.
-static SCRATCH: LazyLock<TempDir> = LazyLock::new(|| TempDir::new().expect("a directory for scratch files"));
+static SCRATCH: LazyLock<TempDir> =
+    LazyLock::new(|| TempDir::new().expect("a directory for scratch files"));
 
 /// Writes the scratch file `name`, which may lie in a directory of a checkpoint there.
 pub fn write(name: impl AsRef<Path>, content: &[u8]) -> PathBuf {
@@ -36,7 +37,10 @@ pub fn accepted<T>(result: Result<T>) -> Option<T> {
                 assert!(message.contains(part), "no {part:?} in {message}");
             }
             assert!(message.len() < 20_000, "a message of {} bytes", message.len());
-            assert!(!message.contains(|c: char| c.is_control() && !"\n\t".contains(c)), "{message:?}");
+            assert!(
+                !message.contains(|c: char| c.is_control() && !"\n\t".contains(c)),
+                "{message:?}"
+            );
         })
         .ok()
 }
@@ -65,7 +69,8 @@ impl Base {
         let dir = SCRATCH.path().join(name);
         fs::create_dir(&dir).expect("a scratch directory is made");
         // Not as a link: those that lead out of a model's folder are refused.
-        fs::copy(from.join("model.safetensors"), dir.join("model.safetensors")).expect("goldens have weights");
+        fs::copy(from.join("model.safetensors"), dir.join("model.safetensors"))
+            .expect("goldens have weights");
         let config = fs::read(from.join(CONFIG_FILE)).expect("goldens have a config");
         fs::write(dir.join(CONFIG_FILE), &config).expect("a config is written");
         Self { name, config: serde_json::from_slice(&config).expect("a golden's config is JSON") }
